@@ -1,0 +1,82 @@
+"""Pretrains a CM3Leon on captions and cached image codes, and writes a model folder that AutoModel loads.
+
+    python recipes/pretrain/train.py --config recipes/pretrain/emoji/train.yaml
+
+Every value of the YAML except `generation` is a flag as well. A run that was stopped goes on from its last checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    GenerationConfig,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
+from cm3leon_hf.data.pretraining import CM3Transform
+from cm3leon_hf.training.throughput import ThroughputTrainer
+
+
+@dataclass
+class PretrainArguments:
+    dataset: str = field(metadata={"help": "Folder of a data set with the columns captions and codes."})
+    model_config: str = field(metadata={"help": "Folder with the model's config.json."})
+    tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
+    vqgan: str = field(metadata={"help": "Folder of the VQGAN that made the codes."})
+    generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults to save (in the YAML)."})
+    whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
+    instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure the loss on."})
+
+
+def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
+    return CM3LeonProcessor(
+        AutoImageProcessor.from_pretrained(args.vqgan),
+        AutoTokenizer.from_pretrained(args.tokenizer),
+        CM3LeonVQGAN.from_pretrained(args.vqgan, dtype=torch.bfloat16),
+        text_vocab_size=config.text_vocab_size,
+        image_vocab_size=config.image_vocab_size,
+        image_grid_size=config.image_grid_size,
+    )
+
+
+def main(args: PretrainArguments, training: TrainingArguments) -> None:
+    torch.manual_seed(training.seed)
+    config = AutoConfig.from_pretrained(args.model_config)
+    processor = build_processor(args, config)
+    transform = CM3Transform(
+        processor.tokenizer,
+        config.vocabulary,
+        np.random.default_rng(training.seed),
+        whole_segment=args.whole_segment,
+        instruction_share=args.instruction_share,
+    )
+    splits = load_dataset(args.dataset).select_columns(["captions", "codes"]).with_transform(transform)
+    trainer = ThroughputTrainer(
+        model=CM3LeonForCausalLM(config),
+        args=training,
+        train_dataset=splits[args.train_split],
+        eval_dataset=splits[args.eval_split],
+        data_collator=DataCollatorForLanguageModeling(processor.tokenizer, mlm=False),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    print(f"held out: {trainer.evaluate()}")
+    model = trainer.model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig.from_model_config(config)
+    model.generation_config.update(**args.generation)
+    model.save_pretrained(training.output_dir, max_shard_size="15MB")
+    processor.save_pretrained(training.output_dir)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((PretrainArguments, TrainingArguments)).parse_args_and_config())

@@ -1,0 +1,57 @@
+"""Trains the VQGAN image tokenizer on an image data set.
+
+    python recipes/vqgan/train.py --config recipes/vqgan/emoji.yaml
+
+Every value of the YAML except `vqgan` is a flag as well (`--max_steps 100`). A run that was stopped goes on from its last checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from cm3leon_hf import CM3LeonVQGAN, CM3LeonVQGANConfig
+from cm3leon_hf.images import read_image
+from cm3leon_hf.processing_cm3leon import default_image_processor
+from cm3leon_hf.training.vqgan import VQGANLossConfig, VQGANObjective, VQGANTrainer
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(metadata={"help": "Folder or hub name of an image data set that load_dataset reads."})
+    vqgan: dict = field(metadata={"help": "Fields of CM3LeonVQGANConfig (in the YAML)."})
+    image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure PSNR on."})
+
+
+def pixels(rows: dict, processor, column: str) -> dict:
+    images = [read_image(image) for image in rows[column]]
+    return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
+
+
+def main(data: DataArguments, losses: VQGANLossConfig, training: TrainingArguments) -> None:
+    torch.manual_seed(training.seed)
+    vqgan = CM3LeonVQGAN(CM3LeonVQGANConfig(**data.vqgan))
+    processor = default_image_processor(vqgan.config)
+    splits = load_dataset(data.dataset).select_columns([data.image_column])
+    splits.set_transform(lambda rows: pixels(rows, processor, data.image_column))
+    trainer = VQGANTrainer(
+        model=VQGANObjective(vqgan, losses),
+        args=training,
+        train_dataset=splits[data.train_split],
+        eval_dataset=splits[data.eval_split],
+        compute_metrics=lambda result: {"psnr": float(np.mean(result.predictions))},
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    vqgan.save_pretrained(training.output_dir)
+    processor.save_pretrained(training.output_dir)
+    print(f"VQGAN in {training.output_dir}: {trainer.evaluate()}")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((DataArguments, VQGANLossConfig, TrainingArguments)).parse_args_and_config())

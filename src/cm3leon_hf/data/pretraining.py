@@ -1,0 +1,51 @@
+"""From rows with captions and codes to padded batches under the CM3 objective."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..vocabulary import Vocabulary
+from .cm3 import draw_span, move_span
+from .documents import text_to_image_document
+
+
+@dataclass
+class CM3Transform:
+    """
+    Turns rows into training documents; for `datasets.Dataset.set_transform`.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Text tokenizer.
+        vocabulary ([`Vocabulary`]): Layout of the ids.
+        rng (`np.random.Generator`): Source of all draws.
+        whole_segment (`float`): See [`~cm3leon_hf.data.cm3.draw_span`].
+        instruction (`str`): Stands in front of a caption that is masked whole, as a captioning prompt has it.
+        instruction_share (`float`): Share of documents with the instruction.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    whole_segment: float = 0.0
+    instruction: str = "Describe the given picture."
+    instruction_share: float = 0.0
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list[list[int]]]:
+        """Rows with `captions` (lists of wordings) and `codes` to `input_ids`."""
+        return {"input_ids": [self.document(*row) for row in zip(rows["captions"], rows["codes"])]}
+
+    def document(self, captions: list[str], codes: list[int]) -> list[int]:
+        caption = captions[self.rng.integers(len(captions))]
+        image_ids = self.vocabulary.codes_to_ids(torch.as_tensor(codes)).tolist()
+        if self.rng.random() < self.instruction_share:
+            instruction, answer = self._ids(self.instruction), self._ids(f" {caption}")
+            ids = text_to_image_document(instruction + answer, image_ids, self.vocabulary)
+            start = 1 + len(instruction)
+            return move_span(ids, (start, start + len(answer)), self.vocabulary)
+        ids = text_to_image_document(self._ids(caption), image_ids, self.vocabulary)
+        return move_span(ids, draw_span(ids, self.vocabulary, self.rng, self.whole_segment), self.vocabulary)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]

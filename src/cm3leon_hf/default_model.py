@@ -1,0 +1,1 @@
+"""Where the model that ships with the package lies."""

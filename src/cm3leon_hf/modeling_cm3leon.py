@@ -1,0 +1,292 @@
+"""The CM3Leon decoder: ids to logits."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_cm3leon import CM3LeonConfig
+from .generation_cm3leon import CM3LeonGenerationMixin
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class ResidualProjection(nn.Linear):
+    """A projection that writes to the residual stream; a class of its own because it is initialised apart."""
+
+
+class HeadProjection(nn.Linear):
+    """The projection to logits; a class of its own because it may be initialised apart."""
+
+
+class PositionEmbedding(nn.Embedding):
+    """Learned absolute positions; a class of its own because they are initialised apart."""
+
+
+class CM3LeonAttention(nn.Module):
+    """Multi-head causal self-attention without biases."""
+
+    def __init__(self, config: CM3LeonConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out_proj = ResidualProjection(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)  # -1: a shard may hold some of the heads
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return self.out_proj(attended.flatten(2)), weights
+
+
+class CM3LeonDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm layer: no biases, no dropout, no learnable norm parameters (section 3.2), otherwise as OPT."""
+
+    def __init__(self, config: CM3LeonConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn_layer_norm = layer_norm(config)
+        self.self_attn = CM3LeonAttention(config, layer_idx)
+        self.final_layer_norm = layer_norm(config)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = ResidualProjection(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        normed = self.self_attn_layer_norm(hidden_states)
+        attended, _ = self.self_attn(normed, attention_mask, past_key_values=past_key_values, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(hidden_states))))
+
+
+def layer_norm(config: CM3LeonConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
+
+
+class CM3LeonPreTrainedModel(PreTrainedModel):
+    config: CM3LeonConfig
+    config_class = CM3LeonConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    output_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CM3LeonDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": CM3LeonDecoderLayer, "attentions": CM3LeonAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal weights; zeros where `zero_init` says so (section 3.2)."""
+        config, std = self.config, self.config.initializer_range
+        zeros = {"residual": ResidualProjection, "lm_head": HeadProjection}.get(config.zero_init, ())
+        if isinstance(module, PositionEmbedding):
+            std = config.position_initializer_range
+        if isinstance(module, zeros):
+            init.zeros_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+
+
+class CM3LeonModel(CM3LeonPreTrainedModel):
+    """The decoder without its head: ids to hidden states."""
+
+    def __init__(self, config: CM3LeonConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(CM3LeonDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.final_layer_norm = layer_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence_length)`): Vocabulary ids, images included.
+            attention_mask (`torch.Tensor` of shape `(batch, total_length)`, *optional*): 1 for tokens, 0 for padding.
+            position_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*): Positions. Without
+                them they are counted from the attention mask, so that padding on the left changes nothing.
+            past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`, *optional*):
+                Embeddings in place of ids.
+            use_cache (`bool`, *optional*): Whether to return a cache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected exactly one of input_ids and inputs_embeds, got both or neither; pass one")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = self._default_positions(inputs_embeds, attention_mask, past_key_values)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        hidden_states = inputs_embeds + self.embed_positions(position_ids)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, causal_mask, past_key_values=past_key_values, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
+        )
+
+    @staticmethod
+    def _default_positions(
+        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.LongTensor:
+        length = inputs_embeds.shape[1]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -length:]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
+
+
+class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
+    """
+    The decoder with its head: reads and writes text and images.
+
+    Example:
+
+    ```python
+    >>> import cm3leon_hf
+    >>> from transformers import AutoModelForCausalLM, AutoProcessor
+
+    >>> path = cm3leon_hf.default_model()
+    >>> model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    >>> inputs = processor.for_text_to_image(["red apple, fluent 3d style"])
+    >>> ids = model.generate(**inputs, generation_mode="image", guidance_scale=3.0, do_sample=True)
+    >>> images = processor.post_process_multimodal_output(ids, generation_mode="image")
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: CM3LeonConfig):
+        super().__init__(config)
+        self.model = CM3LeonModel(config)
+        self.lm_head = HeadProjection(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        r"""
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*): Ids to predict, shifted here;
+                -100 is left out. `input_ids` are right as they stand, images included.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*): How many last positions to compute logits for, or
+                which; 0 for all.
+
+        The other arguments are those of [`CM3LeonModel`].
+
+        Returns:
+            [`CausalLMOutputWithPast`]: logits `(batch, kept_length, vocab_size)` over text and image ids, none masked.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["CM3LeonForCausalLM", "CM3LeonModel", "CM3LeonPreTrainedModel"]

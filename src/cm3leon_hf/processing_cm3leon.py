@@ -1,0 +1,273 @@
+"""The processor: text and pictures to ids, ids to text and pictures."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, CLIPImageProcessor, ProcessorMixin
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+
+from .configuration_vqgan import CM3LeonVQGANConfig
+from .images import read_image
+from .modeling_vqgan import CM3LeonVQGAN
+from .vocabulary import BREAK, EOS, IMAGE, INFILL, MASK, Vocabulary
+
+VQGAN_FOLDER = "vqgan"
+IMAGE_TO_TEXT = f"{MASK}{BREAK}{IMAGE}{INFILL}"  # section 2.2: the text is masked, the image follows, then the infill
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}"
+    "{%- if message.role != 'assistant' -%}" + EOS + "{%- endif -%}"
+    "{%- for part in parts if part.type == 'text' -%}{{ part.text }}{%- endfor -%}"
+    "{%- for part in parts if part.type == 'image' -%}"
+    "{{ '" + BREAK + IMAGE + "' if message.role == 'assistant' else '" + IMAGE_TO_TEXT + "' }}"
+    "{%- endfor -%}"
+    "{%- endfor -%}"
+)
+
+
+def default_image_processor(config: CM3LeonVQGANConfig) -> CLIPImageProcessor:
+    """Scales the shorter side to the VQGAN's resolution, crops the centre, and maps pixels to [-1, 1]."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": config.resolution},
+        crop_size={"height": config.resolution, "width": config.resolution},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=IMAGENET_STANDARD_MEAN,
+        image_std=IMAGENET_STANDARD_STD,
+    )
+
+
+class CM3LeonProcessor(ProcessorMixin):
+    """
+    Joins an image processor, a text tokenizer and a VQGAN.
+
+    It puts real image ids into `input_ids`, so `labels = input_ids` is right as it stands.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Makes pixels in [-1, 1] of the VQGAN's resolution.
+        tokenizer (`PreTrainedTokenizerBase`): Byte-level BPE whose ids begin with the special tokens.
+        vqgan ([`CM3LeonVQGAN`], *optional*): Image tokenizer; without it only text and codes can be processed.
+        text_vocab_size (`int`): Text ids of the model, special tokens included.
+        image_vocab_size (`int`): Image ids of the model.
+        image_grid_size (`int`): Image tokens along one side.
+        chat_template (`str`, *optional*): Jinja template of the message format.
+
+    Raises:
+        ValueError: if the tokenizer or the VQGAN does not fit the vocabulary.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        vqgan: CM3LeonVQGAN | None = None,
+        text_vocab_size: int = 56320,
+        image_vocab_size: int = 8192,
+        image_grid_size: int = 32,
+        chat_template: str | None = None,
+    ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        self.text_vocab_size = text_vocab_size
+        self.image_vocab_size = image_vocab_size
+        self.image_grid_size = image_grid_size
+        tokenizer.padding_side = "left"
+        _check_tokenizer(tokenizer, self.vocabulary)
+        self.vqgan = self._fitting(vqgan) if vqgan is not None else None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.text_vocab_size, self.image_vocab_size, self.image_grid_size)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask"]
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        videos=None,
+        audio=None,
+        image_codes: torch.LongTensor | None = None,
+        padding: bool | str = True,
+        return_tensors: str | None = "pt",
+        add_special_tokens: bool = True,
+    ) -> BatchFeature:
+        """
+        Makes ids of text and images.
+
+        Args:
+            images (picture or list, *optional*): Anything [`~cm3leon_hf.images.read_image`] reads.
+            text (`str` or `list[str]`, *optional*): Each `<image>` in it is replaced by an image. Images without a
+                place in the text are described: the text, if any, becomes the instruction of an image-to-text prompt.
+            image_codes (`torch.LongTensor` of shape `(images, image_length)`, *optional*): Codes in place of images.
+            padding (`bool` or `str`): As in transformers; on the left.
+            return_tensors (`str`, *optional*): `"pt"` for tensors, `None` for lists.
+            add_special_tokens (`bool`): Whether a text that does not begin with `<eos>` gets it.
+
+        Returns:
+            [`BatchFeature`]: `input_ids` and `attention_mask`, `(batch, length)`.
+
+        Raises:
+            ValueError: for nothing, an empty text, videos or audio, a picture that cannot be read, or more or fewer
+                images than places.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("expected text and images, got videos or audio, which CM3Leon does not read; drop them")
+        codes = self.encode_images(images) if images is not None else image_codes
+        count = 0 if codes is None else len(codes)
+        texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * count
+        if not texts or (not count and not all(t.strip() for t in texts)):
+            raise ValueError("expected a text that is not empty, or images, got neither; say what you want to see")
+        if count and not any(IMAGE in t for t in texts):
+            texts = [t if MASK in t else f"{t}{IMAGE_TO_TEXT}" for t in texts]
+        return self._batch(texts, codes, padding, return_tensors, add_special_tokens)
+
+    def for_text_to_image(self, prompts: str | list[str]) -> BatchFeature:
+        """
+        Prompts whose continuation is an image: `<eos> text <break>` (section 2.2).
+
+        Args:
+            prompts (`str` or `list[str]`): What to draw.
+
+        Raises:
+            ValueError: if a prompt is empty.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
+        return self(text=[f"{prompt}{BREAK}" for prompt in prompts])
+
+    def for_image_to_text(self, images=None, text: str | None = None, image_codes=None) -> BatchFeature:
+        """
+        Prompts whose continuation describes an image: `<eos> text <mask> <break> image <infill>` (section 2.2).
+
+        Args:
+            images (picture or list): What to describe.
+            text (`str`, *optional*): An instruction, such as "Describe the given picture."
+            image_codes (`torch.LongTensor` of shape `(images, image_length)`, *optional*): Codes in place of images.
+        """
+        if images is not None:
+            image_codes = self.encode_images(images)
+        return self(text=[f"{text or ''}{IMAGE_TO_TEXT}"] * len(image_codes), image_codes=image_codes)
+
+    def encode_images(self, images) -> torch.LongTensor:
+        """Pictures to codes `(images, image_length)`, on the CPU."""
+        pictures = [read_image(image) for image in _flatten(images)]
+        pixel_values = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return self._needed_vqgan().encode(pixel_values).cpu()
+
+    def decode_images(self, codes: torch.LongTensor) -> list[Image.Image]:
+        """Codes `(images, image_length)` to pictures."""
+        pixels = self._needed_vqgan().decode(codes).float().cpu()
+        levels = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(level) for level in levels]
+
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ) -> list[str] | list[Image.Image]:
+        """
+        Ids from `generate` to text or pictures.
+
+        Args:
+            generated_outputs (`torch.LongTensor` of shape `(batch, length)` or `(length,)`): Prompts included.
+            skip_special_tokens (`bool`): Whether text leaves special tokens out.
+            generation_mode (`str`, *optional*): `"image"` decodes the last image of each row, `"text"` (default) all
+                text of it.
+
+        Raises:
+            ValueError: if a row does not end with a whole image in image mode.
+        """
+        ids = torch.as_tensor(generated_outputs)
+        ids = ids[None] if ids.ndim == 1 else ids
+        if generation_mode == "image":
+            return self.decode_images(self.vocabulary.ids_to_codes(ids[:, -self.vocabulary.image_length :]))
+        rows = [row[~self.vocabulary.is_image(row)] for row in ids]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def to(self, device: str | torch.device) -> "CM3LeonProcessor":
+        """Moves the VQGAN."""
+        self._needed_vqgan().to(device)
+        return self
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Saves the tokenizer, the image processor and, in a folder of its own, the VQGAN."""
+        if self.vqgan is not None:
+            self.vqgan.save_pretrained(os.path.join(save_directory, VQGAN_FOLDER))
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, device: str | None = None, **kwargs):
+        """Loads the processor; its VQGAN goes to `device`, by default the accelerator when there is one."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        hub = {
+            key: kwargs[key] for key in ("cache_dir", "force_download", "local_files_only", "token") if key in kwargs
+        }
+        vqgan = CM3LeonVQGAN.from_pretrained(
+            pretrained_model_name_or_path, subfolder=VQGAN_FOLDER, revision=kwargs.get("revision", "main"), **hub
+        )
+        processor.vqgan = processor._fitting(vqgan)
+        return processor.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+    def to_dict(self) -> dict:
+        vqgan, self.vqgan = self.vqgan, None  # it has a folder of its own
+        try:
+            return {key: value for key, value in super().to_dict().items() if key != "vqgan"}
+        finally:
+            self.vqgan = vqgan
+
+    def _batch(self, texts, codes, padding, return_tensors, add_special_tokens) -> BatchFeature:
+        vocab = self.vocabulary
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        places = sum(row.count(vocab.image_id) for row in rows)
+        given = 0 if codes is None else len(codes)
+        if places != given:
+            raise ValueError(f"expected an image for each {IMAGE} in the text, got {given} for {places}; match them")
+        images = iter(vocab.codes_to_ids(codes).tolist() if given else [])
+        if given and codes.shape[1] != vocab.image_length:
+            raise ValueError(
+                f"expected {vocab.image_length} codes an image, got {codes.shape[1]}; use this VQGAN's grid"
+            )
+        rows = [[x for i in row for x in (next(images) if i == vocab.image_id else (i,))] for row in rows]
+        if add_special_tokens:
+            rows = [row if row[0] == vocab.eos_id else [vocab.eos_id, *row] for row in rows]
+        return BatchFeature(self.tokenizer.pad({"input_ids": rows}, padding=padding, return_tensors=return_tensors))
+
+    def _needed_vqgan(self) -> CM3LeonVQGAN:
+        if self.vqgan is None:
+            raise ValueError("expected a processor with a VQGAN, got one without; load it with from_pretrained")
+        return self.vqgan
+
+    def _fitting(self, vqgan: CM3LeonVQGAN) -> CM3LeonVQGAN:
+        got = (vqgan.config.num_embeddings, vqgan.config.grid_size)
+        if got != (self.image_vocab_size, self.image_grid_size):
+            raise ValueError(
+                f"expected a VQGAN with {self.image_vocab_size} codes and a grid of {self.image_grid_size}, as in the "
+                f"vocabulary, got {got[0]} and {got[1]}; use the VQGAN that this model was trained with"
+            )
+        return vqgan.eval()
+
+
+def _check_tokenizer(tokenizer, vocabulary: Vocabulary) -> None:
+    if len(tokenizer) > vocabulary.text_size:
+        raise ValueError(
+            f"expected at most {vocabulary.text_size} text ids, got a tokenizer with {len(tokenizer)}; raise "
+            "text_vocab_size"
+        )
+    wrong = [t for i, t in enumerate(vocabulary.special_tokens) if tokenizer.convert_tokens_to_ids(t) != i]
+    if wrong:
+        raise ValueError(
+            f"expected the special tokens as ids 0 to {len(vocabulary.special_tokens) - 1}, got {wrong[0]!r} as "
+            f"{tokenizer.convert_tokens_to_ids(wrong[0])}; train the tokenizer with Vocabulary.special_tokens first"
+        )
+
+
+def _flatten(images) -> Iterable:
+    if isinstance(images, (list, tuple)):
+        return [leaf for image in images for leaf in _flatten(image)]
+    return [images]
+
+
+__all__ = ["CM3LeonProcessor"]
