@@ -1,6 +1,6 @@
 """Build an image–caption data set from permissively licensed emoji art: one concept, up to four styles.
 
-python recipes/data/emoji.py recipes/data/emoji.yaml --out data/emoji
+python recipes/data/emoji.py --config recipes/data/emoji.yaml --out data/emoji
 
 Needs npm on the PATH and `pip install resvg-py`; then `datasets.load_dataset("data/emoji")` has three splits.
 """
@@ -15,13 +15,12 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
-import yaml
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 from emoji_card import draw_preview, make_card
 from emoji_rows import SPLITS, HoldOut, make_row
 from emoji_sources import Drawing, Source, fetch_package, read_drawings, read_emoji
 from tqdm import tqdm
-from transformers import HfArgumentParser
+from trl import TrlParser
 
 TEXT_COLUMNS = ["concept", "hexcode", "style", "group", "subgroup", "skin_tone", "licence", "source"]
 LIST_COLUMNS = ["tags", "captions"]
@@ -61,17 +60,8 @@ class EmojiConfig:
 
 
 def parse_config(arguments: list[str]) -> EmojiConfig:
-    """A YAML file first, then flags that override its keys."""
-    parser = HfArgumentParser(EmojiConfig)
-    if arguments and not arguments[0].startswith("-"):
-        path, *arguments = arguments
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if unknown := sorted(set(values) - {field.name for field in fields(EmojiConfig)}):
-            raise ValueError(f"{path}: expected keys that `--help` lists, got {unknown}; correct or remove them")
-        parser.set_defaults(**values)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in values
-    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    """A YAML file after `--config`, then flags that override its keys."""
+    (config,) = TrlParser(EmojiConfig).parse_args_and_config(arguments)
     return config
 
 

@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
     GenerationConfig,
     TrainingArguments,
 )
@@ -22,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
-from cm3leon_hf.data.pretraining import CM3Transform
+from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform
 from cm3leon_hf.training.throughput import ThroughputTrainer
 
 
@@ -67,7 +66,7 @@ def main(args: PretrainArguments, training: TrainingArguments) -> None:
         args=training,
         train_dataset=splits[args.train_split],
         eval_dataset=splits[args.eval_split],
-        data_collator=DataCollatorForLanguageModeling(processor.tokenizer, mlm=False),
+        data_collator=CausalCollator(pad_token_id=config.pad_token_id),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
     print(f"held out: {trainer.evaluate()}")

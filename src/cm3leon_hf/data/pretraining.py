@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..vocabulary import Vocabulary
 from .cm3 import draw_span, move_span
@@ -49,3 +50,16 @@ class CM3Transform:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class CausalCollator(DataCollatorForLanguageModeling):
+    """
+    TRL's collator without its attention mask.
+
+    Padding is on the right, where no token of a causal model looks, and its labels are -100. Without a mask,
+    attention takes its causal fast path.
+    """
+
+    def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = super().torch_call(examples)
+        return {name: batch[name] for name in ("input_ids", "labels")}

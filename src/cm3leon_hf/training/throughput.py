@@ -38,7 +38,7 @@ class ThroughputTrainer(Trainer):
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        lengths = inputs["attention_mask"].sum(1)
+        lengths = (inputs["labels"] != -100).sum(1)
         self.tokens += int(lengths.sum())
         self.flops += self.flops_per_token * int(lengths.sum()) + self.attention_flops * int(lengths.square().sum()) / 2
         return super().training_step(model, inputs, num_items_in_batch)

@@ -1,0 +1,125 @@
+"""The command line: `cm3leon generate` draws pictures, `cm3leon describe` says what is in one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="CM3Leon: one model that draws pictures from text and describes pictures in text.",
+)
+
+Model = Annotated[
+    str | None, typer.Option(help="Model folder or hub name. The shipped emoji model when left out.", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option(help="Seed; the same seed draws the same pictures.", show_default=False)]
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several prompts, several rows.")],
+    model: Model = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 4,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the text; 1 turns it off.")] = 3.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens up to this sum.")] = 0.9,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Below 1 is safer, above 1 more varied.")] = 1.0,
+    seed: Seed = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("cm3leon-out"),
+):
+    """
+    Draw pictures from text.
+
+    Writes `grid.png`, with every picture under its prompt, and the single pictures `00.png`, `01.png`, … into the
+    folder, and prints their paths.
+
+    The shipped model draws emoji in four styles: `fluent 3d`, `fluent flat`, `noto` and `twemoji`.
+
+    **Examples**
+
+    `cm3leon generate "red apple, fluent 3d style"`
+
+    `cm3leon generate "cat face, noto style" "rocket, twemoji style" --num-images 8 --seed 1`
+    """
+    with errors_in_one_line():
+        from .grid import draw_grid
+        from .progress import TokenProgress
+
+        model, processor = load(model, seed)
+        inputs = processor.for_text_to_image(prompts)
+        ids = model.generate(
+            **inputs,
+            generation_mode="image",
+            num_return_sequences=num_images,
+            streamer=TokenProgress(processor.vocabulary.image_length, "drawing"),
+            do_sample=True,
+            guidance_scale=guidance_scale,
+            top_p=top_p,
+            temperature=temperature,
+        )
+        images = processor.post_process_multimodal_output(ids, generation_mode="image")
+        rows = [images[start : start + num_images] for start in range(0, len(images), num_images)]
+        save({"grid": draw_grid(rows, prompts)} | {f"{i:02d}": image for i, image in enumerate(images)}, out)
+
+
+@app.command()
+def describe(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's path or address.")],
+    model: Model = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest description, in tokens.")] = 64,
+    seed: Seed = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw a description instead of the likeliest one.")] = False,
+):
+    """
+    Say what is in a picture.
+
+    **Example**
+
+    `cm3leon describe apple.png`
+    """
+    with errors_in_one_line():
+        model, processor = load(model, seed)
+        inputs = processor.for_image_to_text(image)
+        ids = model.generate(**inputs, generation_mode="text", do_sample=sample, max_new_tokens=max_new_tokens)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        print(processor.post_process_multimodal_output(new, generation_mode="text")[0].strip())
+
+
+def load(path: str | None, seed: int | None):
+    """The model, on the accelerator when there is one, and its processor; seeds torch when asked to."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
+    from transformers.utils import logging
+
+    from .default_model import default_model
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if seed is not None:
+        set_seed(seed)
+    path = path or default_model()
+    processor = AutoProcessor.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), processor
+
+
+def save(images: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        path = folder / f"{name}.png"
+        image.save(path)
+        print(path)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """What a user can mend is said in one line instead of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
