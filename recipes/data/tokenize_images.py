@@ -57,6 +57,8 @@ def main(args: CodesArguments) -> None:
         path = Path(args.output_dir) / f"{name}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         encoded.to_parquet(path)
+        used = len({code for row in encoded["codes"] for code in row})
+        print(f"{name}: {used} of {vqgan.config.num_embeddings} codes used")
 
 
 if __name__ == "__main__":

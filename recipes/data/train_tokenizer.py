@@ -5,6 +5,7 @@
 The special tokens get the first ids, as the vocabulary wants them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
@@ -33,22 +34,26 @@ def texts(args: TokenizerArguments):
         yield from [value] if isinstance(value, str) else value
 
 
-def main(args: TokenizerArguments) -> None:
-    special_tokens = Vocabulary(text_size=args.text_vocab_size).special_tokens
+def train(texts: Iterable[str], text_vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `text_vocab_size` ids, the special tokens first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=args.text_vocab_size,
-        special_tokens=special_tokens,
+        vocab_size=text_vocab_size,
+        special_tokens=Vocabulary(text_size=text_vocab_size).special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(texts(args), trainer)
-    fast = PreTrainedTokenizerFast(
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, bos_token=EOS, padding_side="left"
     )
-    fast.save_pretrained(args.output_dir)
-    print(f"{len(fast)} text ids in {args.output_dir}")
+
+
+def main(args: TokenizerArguments) -> None:
+    tokenizer = train(texts(args), args.text_vocab_size)
+    tokenizer.save_pretrained(args.output_dir)
+    print(f"{len(tokenizer)} text ids in {args.output_dir}")
 
 
 if __name__ == "__main__":

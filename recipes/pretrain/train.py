@@ -17,11 +17,11 @@ from transformers import (
     GenerationConfig,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
 from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform
+from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.throughput import ThroughputTrainer
 
 
@@ -68,7 +68,7 @@ def main(args: PretrainArguments, training: TrainingArguments) -> None:
         eval_dataset=splits[args.eval_split],
         data_collator=CausalCollator(pad_token_id=config.pad_token_id),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     print(f"held out: {trainer.evaluate()}")
     model = trainer.model.to(torch.bfloat16)
     model.generation_config = GenerationConfig.from_model_config(config)

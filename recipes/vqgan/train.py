@@ -2,7 +2,8 @@
 
     python recipes/vqgan/train.py --config recipes/vqgan/emoji.yaml
 
-Every value of the YAML except `vqgan` is a flag as well (`--max_steps 100`). A run that was stopped goes on from its last checkpoint.
+Every value of the YAML except `vqgan` is a flag as well (`--max_steps 100`). A run that was stopped goes on from its
+last checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +12,12 @@ import numpy as np
 import torch
 from datasets import load_dataset
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonVQGAN, CM3LeonVQGANConfig
 from cm3leon_hf.images import read_image
 from cm3leon_hf.processing_cm3leon import default_image_processor
+from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.vqgan import VQGANLossConfig, VQGANObjective, VQGANTrainer
 
 
@@ -47,7 +48,7 @@ def main(data: DataArguments, losses: VQGANLossConfig, training: TrainingArgumen
         eval_dataset=splits[data.eval_split],
         compute_metrics=lambda result: {"psnr": float(np.mean(result.predictions))},
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     vqgan.save_pretrained(training.output_dir)
     processor.save_pretrained(training.output_dir)
     print(f"VQGAN in {training.output_dir}: {trainer.evaluate()}")

@@ -15,14 +15,17 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str | None, typer.Option(help="Model folder or hub name. The shipped emoji model when left out.", show_default=False)
+    str | None,
+    typer.Option(help="Model folder or hub name. The shipped emoji model when left out.", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed draws the same pictures.", show_default=False)]
 
 
 @app.command()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several prompts, several rows.")],
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several prompts, several rows.")
+    ],
     model: Model = None,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 4,
     guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the text; 1 turns it off.")] = 3.0,
@@ -34,7 +37,7 @@ def generate(
     """
     Draw pictures from text.
 
-    Writes `grid.png`, with every picture under its prompt, and the single pictures `00.png`, `01.png`, … into the
+    Writes `grid.png`, with a row of pictures under each prompt, and the single pictures `00.png`, `01.png`, … into the
     folder, and prints their paths.
 
     The shipped model draws emoji in four styles: `fluent 3d`, `fluent flat`, `noto` and `twemoji`.
@@ -62,8 +65,9 @@ def generate(
             temperature=temperature,
         )
         images = processor.post_process_multimodal_output(ids, generation_mode="image")
-        rows = [images[start : start + num_images] for start in range(0, len(images), num_images)]
-        save({"grid": draw_grid(rows, prompts)} | {f"{i:02d}": image for i, image in enumerate(images)}, out)
+        labels = [prompt if i == 0 else "" for prompt in prompts for i in range(num_images)]
+        grid = draw_grid(images, labels, columns=num_images)
+        save({"grid": grid} | {f"{i:02d}": image for i, image in enumerate(images)}, out)
 
 
 @app.command()

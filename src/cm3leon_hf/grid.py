@@ -1,32 +1,31 @@
 """Labelled picture grids."""
 
-from textwrap import wrap
+import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN, LINE, FONT_SIZE = 8, 16, 13
 
 
-def draw_grid(rows: list[list[Image.Image]], labels: list[str], cell: int = 192) -> Image.Image:
+def draw_grid(images: list[Image.Image], labels: list[str], columns: int, cell: int = 160) -> Image.Image:
     """
-    Draws rows of pictures over white, each row under its label.
+    Draws pictures over white, row by row, each under its label.
 
     Args:
-        rows (`list[list[Image]]`): Pictures, row by row.
-        labels (`list[str]`): One label for each row.
-        cell (`int`): Side of a picture's place in pixels; pictures are scaled to it.
+        images (`list[Image]`): The pictures; each is scaled to its cell.
+        labels (`list[str]`): A label for each picture; an empty one leaves its place white.
+        columns (`int`): Pictures in a row.
+        cell (`int`): Side of a picture's place in pixels.
     """
     font = ImageFont.load_default(FONT_SIZE)
-    width = MARGIN + max(len(row) for row in rows) * (cell + MARGIN)
-    texts = [wrap(label, max(12, (width - 2 * MARGIN) // (FONT_SIZE // 2 + 1))) for label in labels]
-    height = MARGIN + sum(len(text) * LINE + cell + 2 * MARGIN for text in texts)
-    grid = Image.new("RGB", (width, height), "white")
-    draw, top = ImageDraw.Draw(grid), MARGIN
-    for row, text in zip(rows, texts):
-        draw.multiline_text((MARGIN, top), "\n".join(text), fill="black", font=font, spacing=LINE - FONT_SIZE)
-        top += len(text) * LINE + MARGIN
-        for column, image in enumerate(row):
-            resized = image.resize((cell, cell), Image.Resampling.LANCZOS)
-            grid.paste(resized, (MARGIN + column * (cell + MARGIN), top))
-        top += cell + MARGIN
+    wrapped = [textwrap.fill(label, cell * 2 // FONT_SIZE) for label in labels]
+    lines = max(text.count("\n") + 1 for text in wrapped)
+    width, height = cell + MARGIN, cell + lines * LINE + 2 * MARGIN
+    rows = -(-len(images) // columns)
+    grid = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    draw = ImageDraw.Draw(grid)
+    for index, (image, text) in enumerate(zip(images, wrapped)):
+        left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
+        draw.multiline_text((left, top), text, fill="black", font=font, spacing=LINE - FONT_SIZE)
+        grid.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (left, top + lines * LINE))
     return grid

@@ -97,7 +97,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the change to the next; `attn` is empty without attention."""
+    """The blocks of one resolution; `attn` is empty without attention."""
 
     def __init__(self, config, in_channels: int, out_channels: int, num_blocks: int, resolution: int):
         super().__init__()
@@ -111,8 +111,6 @@ class Level(nn.Module):
             hidden_states = block(hidden_states)
             if len(self.attn):
                 hidden_states = self.attn[index](hidden_states)
-        for resample in (child for name, child in self.named_children() if name.endswith("sample")):
-            hidden_states = resample(hidden_states)
         return hidden_states
 
 
@@ -135,8 +133,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, pair in enumerate(zip(widths, widths[1:])):
             level = Level(config, *pair, config.num_res_blocks, config.resolution // 2**i)
-            if i < len(widths) - 2:
-                level.downsample = Downsample(pair[1])
+            level.downsample = Downsample(pair[1]) if i < len(widths) - 2 else nn.Identity()
             self.down.append(level)
         self.mid = Mid(config, widths[-1])
         self.norm_out = group_norm(config, widths[-1])
@@ -145,7 +142,7 @@ class Encoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden_states = self.conv_in(pixel_values)
         for level in self.down:
-            hidden_states = level(hidden_states)
+            hidden_states = level.downsample(level(hidden_states))
         return self.conv_out(F.silu(self.norm_out(self.mid(hidden_states))))
 
 
@@ -159,8 +156,7 @@ class Decoder(nn.Module):
         for i, width in enumerate(widths):
             in_channels = widths[min(i + 1, len(widths) - 1)]
             level = Level(config, in_channels, width, config.num_res_blocks + 1, config.resolution // 2**i)
-            if i > 0:
-                level.upsample = Upsample(width)
+            level.upsample = Upsample(width) if i > 0 else nn.Identity()
             self.up.append(level)
         self.norm_out = group_norm(config, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
@@ -168,7 +164,7 @@ class Decoder(nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         hidden_states = self.mid(self.conv_in(latents))
         for level in reversed(self.up):  # `up` is indexed by resolution, highest first, as in taming
-            hidden_states = level(hidden_states)
+            hidden_states = level.upsample(level(hidden_states))
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
@@ -208,7 +204,7 @@ class CM3LeonVQGAN(PreTrainedModel):
     Example:
 
     ```python
-    >>> vqgan = CM3LeonVQGAN(CM3LeonVQGANConfig(resolution=64, base_channels=32, norm_num_groups=8, attn_resolutions=()))
+    >>> vqgan = CM3LeonVQGAN(CM3LeonVQGANConfig(resolution=64, base_channels=32, attn_resolutions=[8]))
     >>> codes = vqgan.encode(torch.rand(2, 3, 64, 64) * 2 - 1)
     >>> codes.shape, vqgan.decode(codes).shape
     (torch.Size([2, 64]), torch.Size([2, 3, 64, 64]))

@@ -92,7 +92,7 @@ def psnr(real: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
 
 
 class VQGANTrainer(Trainer):
-    """The stock Trainer, logging each loss, PSNR and the codebook's use besides the sum."""
+    """The stock Trainer, logging each loss and PSNR besides the sum, and the codebook's use."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -107,11 +107,16 @@ class VQGANTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            codebook = self.accelerator.unwrap_model(self.model).codebook
             logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self.parts.items()}
-            logs |= codebook.statistics()
             self.parts.clear()
         super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Also says how the codebook was used since the last evaluation: an epoch ago, if the recipe says so."""
+        codebook = self.accelerator.unwrap_model(self.model).codebook
+        self.log(codebook.statistics())
+        codebook.reset_counts()
+        return super().evaluate(*args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
