@@ -2,24 +2,19 @@
 
 import io
 import json
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
 
+import emoji as recipe
+import emoji_rows as rows_of
+import emoji_sources as sources
 import pytest
 import yaml
 from datasets import load_dataset
 from PIL import Image
 
-pytest.importorskip("resvg_py")
 RECIPES = Path(__file__).parents[1] / "recipes" / "data"
-sys.path.insert(0, str(RECIPES))
-
-import emoji as recipe
-import emoji_rows as rows_of
-import emoji_sources as sources
-
 SALT = "salt"
 HOLD_OUT = rows_of.HoldOut(SALT, concepts=0.02, pairs=0.05)
 STYLES = ["fluent 3d", "fluent flat", "noto", "twemoji"]

@@ -3,12 +3,14 @@
     python recipes/data/tokenize_images.py --config recipes/data/codes_emoji.yaml
 
 Every split becomes Parquet with the column `codes` in place of the pictures; broken pictures are skipped and counted.
+A stopped run goes on with the first split that is not there yet.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Image, load_dataset
+import torch
+from datasets import Dataset, Image, load_dataset
 from transformers import AutoImageProcessor
 from trl import TrlParser
 
@@ -25,9 +27,14 @@ class CodesArguments:
     batch_size: int = field(default=64, metadata={"help": "Pictures encoded at a time."})
 
 
+def picture(stored: dict):
+    """The picture of an undecoded cell, whose bytes are in the data set or, for a folder of images, in a file."""
+    return read_image(stored["bytes"] or stored["path"])
+
+
 def readable(row: dict, column: str) -> bool:
     try:
-        read_image(row[column]["bytes"])
+        picture(row[column])
     except ValueError as error:
         print(f"skipped: {error}")
         return False
@@ -35,30 +42,41 @@ def readable(row: dict, column: str) -> bool:
 
 
 def codes(rows: dict, column: str, vqgan: CM3LeonVQGAN, processor) -> dict:
-    pictures = [read_image(image["bytes"]) for image in rows[column]]
-    return {"codes": vqgan.encode(processor(pictures, return_tensors="pt")["pixel_values"]).numpy()}
+    pictures = [picture(stored) for stored in rows[column]]
+    return {"codes": vqgan.encode(processor(pictures, return_tensors="pt")["pixel_values"]).cpu().numpy()}
+
+
+def encode_split(name: str, split: Dataset, args: CodesArguments, vqgan: CM3LeonVQGAN, processor) -> Dataset:
+    split = split.cast_column(args.image_column, Image(decode=False))
+    kept = split.filter(readable, fn_kwargs={"column": args.image_column}, desc=f"reading {name}")
+    encoded = kept.map(
+        codes,
+        batched=True,
+        batch_size=args.batch_size,
+        remove_columns=[args.image_column],
+        fn_kwargs={"column": args.image_column, "vqgan": vqgan, "processor": processor},
+        desc=f"encoding {name}",
+    )
+    used = len({code for row in encoded["codes"] for code in row})
+    print(
+        f"{name}: {len(kept)} pictures, {len(split) - len(kept)} skipped; {used} of {vqgan.config.num_embeddings} codes"
+    )
+    return encoded
 
 
 def main(args: CodesArguments) -> None:
-    vqgan = CM3LeonVQGAN.from_pretrained(args.vqgan).eval()
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    vqgan = CM3LeonVQGAN.from_pretrained(args.vqgan).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(args.vqgan)
+    folder = Path(args.output_dir) / "data"
+    folder.mkdir(parents=True, exist_ok=True)
     for name, split in load_dataset(args.dataset).items():
-        split = split.cast_column(args.image_column, Image(decode=False))
-        kept = split.filter(readable, fn_kwargs={"column": args.image_column}, desc=f"reading {name}")
-        print(f"{name}: {len(kept)} pictures, {len(split) - len(kept)} skipped")
-        encoded = kept.map(
-            codes,
-            batched=True,
-            batch_size=args.batch_size,
-            remove_columns=[args.image_column],
-            fn_kwargs={"column": args.image_column, "vqgan": vqgan, "processor": processor},
-            desc=f"encoding {name}",
-        )
-        path = Path(args.output_dir) / f"{name}-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        encoded.to_parquet(path)
-        used = len({code for row in encoded["codes"] for code in row})
-        print(f"{name}: {used} of {vqgan.config.num_embeddings} codes used")
+        path = folder / f"{name}-00000-of-00001.parquet"
+        if path.exists():
+            print(f"{name}: {path} is there; remove it to encode again")
+            continue
+        encode_split(name, split, args, vqgan, processor).to_parquet(path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
 
 def main(args: PretrainArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
-    config = AutoConfig.from_pretrained(args.model_config)
+    config = AutoConfig.from_pretrained(args.model_config, use_cache=False)
     processor = build_processor(args, config)
     transform = CM3Transform(
         processor.tokenizer,
@@ -71,6 +71,7 @@ def main(args: PretrainArguments, training: TrainingArguments) -> None:
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     print(f"held out: {trainer.evaluate()}")
     model = trainer.model.to(torch.bfloat16)
+    model.config.use_cache = True
     model.generation_config = GenerationConfig.from_model_config(config)
     model.generation_config.update(**args.generation)
     model.save_pretrained(training.output_dir, max_shard_size="15MB")

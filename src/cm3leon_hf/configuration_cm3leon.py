@@ -25,13 +25,15 @@ class CM3LeonConfig(PreTrainedConfig):
         layer_norm_eps (`float`): Epsilon of the layer norms, which have no learnable parameters.
         initializer_range (`float`): Standard deviation of the weights, truncated at three of it.
         position_initializer_range (`float`): Standard deviation of the learned positions.
+        position_init (`str`): `"normal"`, the paper's, or `"sinusoidal"` with the weights' standard deviation: ours, for
+            small models, which then need not learn what a distance is before they learn what a picture is.
         zero_init (`str`): What "output layers are initialized as 0" means: `"residual"`, the projections that write
             to the residual stream (ours), `"lm_head"`, the untied head, or `"none"`.
         use_cache (`bool`): Whether the forward pass returns a cache.
         tie_word_embeddings (`bool`): Whether the head is the transposed embedding.
 
     Raises:
-        ValueError: if the heads do not divide the width, or `zero_init` is unknown or needs an untied head.
+        ValueError: if the heads do not divide the width, `position_init` is unknown, or `zero_init` is or needs an untied head.
     """
 
     model_type = "cm3leon"
@@ -58,6 +60,7 @@ class CM3LeonConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.006
     position_initializer_range: float = 0.0002
+    position_init: str = "normal"
     zero_init: str = "residual"
     use_cache: bool = True
     tie_word_embeddings: bool = True
@@ -73,6 +76,8 @@ class CM3LeonConfig(PreTrainedConfig):
                 f"expected num_attention_heads to divide hidden_size, got {self.num_attention_heads} heads for "
                 f"{self.hidden_size}; choose a divisor"
             )
+        if self.position_init not in ("normal", "sinusoidal"):
+            raise ValueError(f"expected position_init 'normal' or 'sinusoidal', got {self.position_init!r}; choose one")
         allowed = ("residual", "none") if self.tie_word_embeddings else ("residual", "lm_head", "none")
         if self.zero_init not in allowed:
             raise ValueError(

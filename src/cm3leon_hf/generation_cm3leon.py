@@ -4,11 +4,10 @@ import copy
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers.generation import GenerationMode
 
 from .logits_processors import BatchedGuidanceLogitsProcessor, ModalityLogitsProcessor
-from .vocabulary import Vocabulary
-
-GENERATION_MODES = ("text", "image")
+from .vocabulary import GENERATION_MODES, Vocabulary
 
 
 class CM3LeonGenerationMixin(GenerationMixin):
@@ -40,36 +39,44 @@ class CM3LeonGenerationMixin(GenerationMixin):
             logits_processor (`LogitsProcessorList`, *optional*): The caller's own processors.
             generation_mode (`str`, *optional*): `"image"`: exactly one image's tokens follow the prompt, which gets
                 its `<break>` if it has none; length arguments do not apply. `"text"` (default): no image token
-                follows, up to `<eos>` or `max_new_tokens`.
+                follows, up to `<eos>`, `max_new_tokens` or the last position.
             negative_prompt_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): Prompts to be guided
-                away from. In image mode the default is the prompt with its text replaced by `<mask>`.
+                away from; a single one serves all. In image mode the default is the prompt with its text replaced by
+                `<mask>`.
             negative_prompt_attention_mask (`torch.Tensor`, *optional*): 1 for their tokens, 0 for padding.
             kwargs: All of transformers' arguments. `guidance_scale` (α of equation 2) applies in image mode, and
                 in text mode when `negative_prompt_ids` are given.
 
         Returns:
             `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + new_length)`, or a
-            `ModelOutput`, as in transformers.
+            `ModelOutput`, as in transformers, whose raw logits, attentions and hidden states hold the rows of guidance
+            after the user's.
 
         Raises:
-            ValueError: for an unknown mode, a negative `guidance_scale`, guidance with beams, ids outside the
-                vocabulary, or a prompt that leaves too few positions.
+            ValueError: for an unknown mode, a `guidance_scale` below 0 or not finite, guidance with anything but greedy
+                search and sampling, ids outside the vocabulary, or a prompt that leaves too few positions.
         """
+        sources = (generation_config, self.generation_config)
+        limits = [kwargs.get("max_length"), *(source.max_length for source in sources if source is not None)]
         generation_config, kwargs = self._prepare_generation_config(generation_config, **kwargs)
+        if not any(limits):
+            generation_config.max_length = None  # transformers has put its own default of 20 there
         mode = generation_mode or getattr(generation_config, "generation_mode", None) or "text"
         if mode not in GENERATION_MODES:
             raise ValueError(f"expected generation_mode among {GENERATION_MODES}, got {mode!r}")
-        prompts = _prompts(inputs, kwargs, self.config.vocabulary)
+        prompts, width = _prompts(inputs, kwargs, self.config.vocabulary)
         negatives = _rows(negative_prompt_ids, negative_prompt_attention_mask, self.config.vocabulary)
         if mode == "image":
             prompts = [open_image(ids, self.config.vocabulary) for ids in prompts]
             negatives = [open_image(ids, self.config.vocabulary) for ids in negatives]
-        if needs_guidance(generation_config, mode, negatives):
+        if needs_guidance(generation_config, mode, negatives, kwargs.get("assistant_model")):
             negatives = negatives or [without_text(ids, self.config.vocabulary) for ids in prompts]
+            negatives = _for_each(prompts, negatives)
         else:
             negatives = []
-        length = max(map(len, prompts + negatives))
-        self._set_length(generation_config, mode, length)
+        width = max(width, *map(len, prompts))  # what callers cut off to see what is new
+        length = max(width, *map(len, prompts + negatives))
+        self._set_length(generation_config, mode, width, max(map(len, prompts + negatives)))
         ids, attention_mask = _pad_left(prompts, length, self.config.vocabulary.pad_id)
         if negatives:
             negative_ids, negative_mask = _pad_left(negatives, length, self.config.vocabulary.pad_id)
@@ -77,32 +84,29 @@ class CM3LeonGenerationMixin(GenerationMixin):
             kwargs |= {"guidance_ids": negative_ids[:, None].to(self.device)}
             kwargs |= {"guidance_attention_mask": negative_mask[:, None].to(self.device)}
         modality = ModalityLogitsProcessor(self.config.vocabulary, mode)
-        return super().generate(
+        output = super().generate(
             input_ids=ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
             generation_config=generation_config,
             logits_processor=LogitsProcessorList([modality, *(logits_processor or [])]),
             **kwargs,
         )
+        return _cut_left(output, length - width)
 
-    def _set_length(self, generation_config: GenerationConfig, mode: str, prompt_length: int) -> None:
-        """An image is one whole grid; text ends at the last position at the latest."""
+    def _set_length(self, generation_config: GenerationConfig, mode: str, width: int, tokens: int) -> None:
+        """An image is one whole grid; text ends at the last position at the latest. `width` counts padding."""
         positions = self.config.max_position_embeddings
         wanted = self.config.vocabulary.image_length if mode == "image" else 1
-        if prompt_length + wanted > positions:
+        if tokens + wanted > positions:
             raise ValueError(
                 f"expected a prompt of at most {positions - wanted} tokens, which leaves room for the {mode} in "
-                f"{positions} positions, got {prompt_length}; shorten the prompt or retrieve fewer documents"
+                f"{positions} positions, got {tokens}; shorten the prompt or retrieve fewer documents"
             )
         if mode == "image":
-            generation_config.max_new_tokens = wanted
-        elif generation_config.max_new_tokens is None and generation_config.max_length is not None:
-            generation_config.max_length = min(generation_config.max_length, positions)
+            generation_config.forced_eos_token_id = None  # an image ends by its length
         else:
-            left = positions - prompt_length
-            generation_config.max_new_tokens = min(generation_config.max_new_tokens or left, left)
-        if generation_config.max_new_tokens is not None:
-            generation_config.max_length = None
+            wanted = _text_length(generation_config, width, positions - tokens)
+        generation_config.max_new_tokens, generation_config.max_length = wanted, None
 
     def prepare_inputs_for_generation(
         self,
@@ -115,6 +119,8 @@ class CM3LeonGenerationMixin(GenerationMixin):
     ) -> dict:
         """Adds the branches' rows to the user's: `(batch, length)` becomes `((1 + branches) * batch, length)`."""
         if guidance_ids is not None:
+            if attention_mask is None:  # the stock loop drops a mask that hides nothing of the user's rows
+                attention_mask = torch.ones_like(input_ids)
             input_ids = _add_branches(input_ids, guidance_ids)
             attention_mask = _add_branches(attention_mask, guidance_attention_mask)
             position_ids = (attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -141,14 +147,32 @@ class CM3LeonGenerationMixin(GenerationMixin):
         return processors
 
 
-def needs_guidance(generation_config: GenerationConfig, mode: str, negatives: list) -> bool:
+def _text_length(generation_config: GenerationConfig, width: int, left: int) -> int:
+    """New tokens that the caller wants, at most `left`."""
+    wanted = generation_config.max_new_tokens
+    if wanted is None and (limit := generation_config.max_length) is not None:
+        if limit <= width:
+            raise ValueError(
+                f"expected max_length to be more than the prompt's {width} tokens, got {limit}; set max_new_tokens"
+            )
+        wanted = limit - width
+    return left if wanted is None else min(wanted, left)
+
+
+def needs_guidance(generation_config: GenerationConfig, mode: str, negatives: list, assistant_model=None) -> bool:
     """Whether there is anything to guide: a scale other than 1, and in text mode something to guide away from."""
     scale = generation_config.guidance_scale
-    if scale is None or scale == 1 or (mode == "text" and not negatives):
+    if scale is None or scale == 1:
         return False
-    BatchedGuidanceLogitsProcessor(scale)  # raises for a negative scale before any work
-    if (generation_config.num_beams or 1) > 1:
-        raise ValueError(f"expected num_beams=1 with guidance, got {generation_config.num_beams}; sample instead")
+    BatchedGuidanceLogitsProcessor(scale)  # raises for a scale out of range before any work
+    if mode == "text" and not negatives:
+        return False
+    search = generation_config.get_generation_mode(assistant_model)
+    if search not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or generation_config.prefill_chunk_size:
+        raise ValueError(
+            f"expected greedy search or sampling with guidance, got {search.value} with prefill_chunk_size="
+            f"{generation_config.prefill_chunk_size}; set guidance_scale=1 or leave these out"
+        )
     return True
 
 
@@ -164,14 +188,15 @@ def without_text(ids: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongTen
     return torch.cat([ids[:start], ids.new_tensor([vocabulary.mask_id, vocabulary.break_id])])
 
 
-def _prompts(inputs, kwargs: dict, vocabulary: Vocabulary) -> list[torch.LongTensor]:
+def _prompts(inputs, kwargs: dict, vocabulary: Vocabulary) -> tuple[list[torch.LongTensor], int]:
+    """The prompts without padding, and the width they had with it."""
     ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-    if ids is None or ids.ndim != 2 or not ids.numel():
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or not ids.numel():
         raise ValueError(
-            f"expected input_ids of shape (batch, length) with at least one token, got "
-            f"{None if ids is None else tuple(ids.shape)}; make prompts with the processor"
+            f"expected input_ids as a tensor of shape (batch, length) with at least one token, got "
+            f"{tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids)}; make prompts with the processor"
         )
-    return _rows(ids, kwargs.pop("attention_mask", None), vocabulary)
+    return _rows(ids, kwargs.pop("attention_mask", None), vocabulary), ids.shape[1]
 
 
 def _rows(ids, attention_mask, vocabulary: Vocabulary) -> list[torch.LongTensor]:
@@ -184,10 +209,24 @@ def _rows(ids, attention_mask, vocabulary: Vocabulary) -> list[torch.LongTensor]
             "use the processor that was saved with this model"
         )
     mask = ids != vocabulary.pad_id if attention_mask is None else attention_mask.to(ids.device).bool()
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"expected an attention mask of shape {tuple(ids.shape)}, as the ids, got {tuple(mask.shape)}; "
+            "make both with the processor"
+        )
     rows = [row[kept] for row, kept in zip(ids, mask)]
     if not all(len(row) for row in rows):
         raise ValueError("expected at least one token in each prompt, got a row of padding; drop empty prompts")
     return rows
+
+
+def _for_each(prompts: list, negatives: list) -> list:
+    """One negative prompt for each prompt; a single one serves all."""
+    if len(negatives) not in (1, len(prompts)):
+        raise ValueError(
+            f"expected one negative prompt, or one for each of the {len(prompts)} prompts, got {len(negatives)}"
+        )
+    return negatives * len(prompts) if len(negatives) == 1 else negatives
 
 
 def _pad_left(rows: list[torch.LongTensor], length: int, pad_id: int) -> tuple[torch.LongTensor, torch.LongTensor]:
@@ -197,6 +236,14 @@ def _pad_left(rows: list[torch.LongTensor], length: int, pad_id: int) -> tuple[t
         ids[index, length - len(row) :] = row
         mask[index, length - len(row) :] = 1
     return ids, mask
+
+
+def _cut_left(output, columns: int):
+    """Drops the padding that longer prompts of guidance have put in front of the user's."""
+    if isinstance(output, torch.Tensor):
+        return output[:, columns:]
+    output.sequences = output.sequences[:, columns:]
+    return output
 
 
 def _add_branches(own: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:

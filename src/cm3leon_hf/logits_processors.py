@@ -21,12 +21,12 @@ class BatchedGuidanceLogitsProcessor(LogitsProcessor):
         guidance_scale (`float`): α, at least 0; 1 is no guidance, 0 ignores the text.
 
     Raises:
-        ValueError: if the scale is negative, or the rows are not two for each row of `input_ids`.
+        ValueError: if the scale is negative or not finite, or the rows are not two for each row of `input_ids`.
     """
 
     def __init__(self, guidance_scale: float):
-        if not guidance_scale >= 0:
-            raise ValueError(f"expected guidance_scale >= 0, got {guidance_scale}; 1 turns guidance off")
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"expected a finite guidance_scale >= 0, got {guidance_scale}; 1 turns guidance off")
         self.guidance_scale = guidance_scale
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:

@@ -116,6 +116,13 @@ def layer_norm(config: CM3LeonConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
 
 
+def sinusoids(positions: int, width: int) -> torch.Tensor:
+    """`(positions, width)` sines and cosines of the positions (Vaswani et al. 2017, section 3.5), in [-1, 1]."""
+    rates = 10_000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
 class CM3LeonPreTrainedModel(PreTrainedModel):
     config: CM3LeonConfig
     config_class = CM3LeonConfig
@@ -141,6 +148,8 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
             std = config.position_initializer_range
         if isinstance(module, zeros):
             init.zeros_(module.weight)
+        elif isinstance(module, PositionEmbedding) and config.position_init == "sinusoidal":
+            init.copy_(module.weight, sinusoids(*module.weight.shape) * 2**0.5 * config.initializer_range)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
 
@@ -202,13 +211,17 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
             last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
         )
 
-    @staticmethod
     def _default_positions(
-        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
     ) -> torch.LongTensor:
         length = inputs_embeds.shape[1]
         if attention_mask is not None and attention_mask.ndim == 2:
             return (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -length:]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"expected at most {self.config.max_position_embeddings} tokens, one for each position, got {length}; "
+                "cut the sequence"
+            )
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -11,7 +12,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from .configuration_vqgan import CM3LeonVQGANConfig
 from .images import read_image
 from .modeling_vqgan import CM3LeonVQGAN
-from .vocabulary import BREAK, EOS, IMAGE, INFILL, MASK, Vocabulary
+from .vocabulary import BREAK, EOS, GENERATION_MODES, IMAGE, INFILL, MASK, Vocabulary
 
 VQGAN_FOLDER = "vqgan"
 IMAGE_TO_TEXT = f"{MASK}{BREAK}{IMAGE}{INFILL}"  # section 2.2: the text is masked, the image follows, then the infill
@@ -111,16 +112,16 @@ class CM3LeonProcessor(ProcessorMixin):
             [`BatchFeature`]: `input_ids` and `attention_mask`, `(batch, length)`.
 
         Raises:
-            ValueError: for nothing, an empty text, videos or audio, a picture that cannot be read, or more or fewer
-                images than places.
+            ValueError: for nothing, an empty text, videos or audio, a picture that cannot be read, codes of another
+                grid or outside the codebook, or more or fewer images than places.
         """
         if videos is not None or audio is not None:
             raise ValueError("expected text and images, got videos or audio, which CM3Leon does not read; drop them")
-        codes = self.encode_images(images) if images is not None else image_codes
+        codes = self._codes(images, image_codes)
         count = 0 if codes is None else len(codes)
         texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * count
-        if not texts or (not count and not all(t.strip() for t in texts)):
-            raise ValueError("expected a text that is not empty, or images, got neither; say what you want to see")
+        if not texts or not all(isinstance(t, str) and (count or t.strip()) for t in texts):
+            raise ValueError("expected texts that are not empty, or images, got neither; say what you want to see")
         if count and not any(IMAGE in t for t in texts):
             texts = [t if MASK in t else f"{t}{IMAGE_TO_TEXT}" for t in texts]
         return self._batch(texts, codes, padding, return_tensors, add_special_tokens)
@@ -136,7 +137,7 @@ class CM3LeonProcessor(ProcessorMixin):
             ValueError: if a prompt is empty.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        if not prompts or not all(prompt.strip() for prompt in prompts):
+        if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
             raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
         return self(text=[f"{prompt}{BREAK}" for prompt in prompts])
 
@@ -148,14 +149,20 @@ class CM3LeonProcessor(ProcessorMixin):
             images (picture or list): What to describe.
             text (`str`, *optional*): An instruction, such as "Describe the given picture."
             image_codes (`torch.LongTensor` of shape `(images, image_length)`, *optional*): Codes in place of images.
+
+        Raises:
+            ValueError: as `__call__`.
         """
-        if images is not None:
-            image_codes = self.encode_images(images)
-        return self(text=[f"{text or ''}{IMAGE_TO_TEXT}"] * len(image_codes), image_codes=image_codes)
+        codes = self._codes(images, image_codes)
+        if codes is None:
+            raise ValueError("expected images or their codes, got neither; pass what to describe")
+        return self(text=[f"{text or ''}{IMAGE_TO_TEXT}"] * len(codes), image_codes=codes)
 
     def encode_images(self, images) -> torch.LongTensor:
         """Pictures to codes `(images, image_length)`, on the CPU."""
         pictures = [read_image(image) for image in _flatten(images)]
+        if not pictures:
+            raise ValueError("expected at least one image, got an empty list; leave images out for text alone")
         pixel_values = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
         return self._needed_vqgan().encode(pixel_values).cpu()
 
@@ -178,8 +185,10 @@ class CM3LeonProcessor(ProcessorMixin):
                 text of it.
 
         Raises:
-            ValueError: if a row does not end with a whole image in image mode.
+            ValueError: if the mode is unknown, or a row does not end with a whole image in image mode.
         """
+        if generation_mode not in (None, *GENERATION_MODES):
+            raise ValueError(f"expected generation_mode among {GENERATION_MODES}, got {generation_mode!r}")
         ids = torch.as_tensor(generated_outputs)
         ids = ids[None] if ids.ndim == 1 else ids
         if generation_mode == "image":
@@ -196,7 +205,10 @@ class CM3LeonProcessor(ProcessorMixin):
         """Saves the tokenizer, the image processor and, in a folder of its own, the VQGAN."""
         if self.vqgan is not None:
             self.vqgan.save_pretrained(os.path.join(save_directory, VQGAN_FOLDER))
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        files = super().save_pretrained(save_directory)
+        if push_to_hub:  # not by the parent, which leaves out what lay in the folder before its own files
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return files
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, device: str | None = None, **kwargs):
@@ -206,7 +218,11 @@ class CM3LeonProcessor(ProcessorMixin):
             key: kwargs[key] for key in ("cache_dir", "force_download", "local_files_only", "token") if key in kwargs
         }
         vqgan = CM3LeonVQGAN.from_pretrained(
-            pretrained_model_name_or_path, subfolder=VQGAN_FOLDER, revision=kwargs.get("revision", "main"), **hub
+            pretrained_model_name_or_path,
+            subfolder=VQGAN_FOLDER,
+            revision=kwargs.get("revision", "main"),
+            dtype=torch.float32,  # small, and codes near a border must not depend on the device
+            **hub,
         )
         processor.vqgan = processor._fitting(vqgan)
         return processor.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -226,14 +242,23 @@ class CM3LeonProcessor(ProcessorMixin):
         if places != given:
             raise ValueError(f"expected an image for each {IMAGE} in the text, got {given} for {places}; match them")
         images = iter(vocab.codes_to_ids(codes).tolist() if given else [])
-        if given and codes.shape[1] != vocab.image_length:
-            raise ValueError(
-                f"expected {vocab.image_length} codes an image, got {codes.shape[1]}; use this VQGAN's grid"
-            )
         rows = [[x for i in row for x in (next(images) if i == vocab.image_id else (i,))] for row in rows]
         if add_special_tokens:
-            rows = [row if row[0] == vocab.eos_id else [vocab.eos_id, *row] for row in rows]
+            rows = [row if row[:1] == [vocab.eos_id] else [vocab.eos_id, *row] for row in rows]
         return BatchFeature(self.tokenizer.pad({"input_ids": rows}, padding=padding, return_tensors=return_tensors))
+
+    def _codes(self, images, image_codes) -> torch.LongTensor | None:
+        """The images' codes `(images, image_length)`, made or given."""
+        if images is not None:
+            return self.encode_images(images)
+        if image_codes is None:
+            return None
+        codes, length = torch.as_tensor(image_codes), self.vocabulary.image_length
+        if codes.ndim != 2 or codes.shape[1] != length:
+            raise ValueError(
+                f"expected codes of shape (images, {length}), got {tuple(codes.shape)}; use this VQGAN's grid"
+            )
+        return codes
 
     def _needed_vqgan(self) -> CM3LeonVQGAN:
         if self.vqgan is None:

@@ -7,69 +7,63 @@ watcher waits until transformers has loaded its Auto classes, and registers righ
 
 import sys
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 
-AUTO_MODELS = "transformers.models.auto.modeling_auto"
-# modules that load each other in a circle with the Auto classes; our models need all of them whole
-WATCHED = (AUTO_MODELS, "transformers.modeling_utils", "transformers.generation.utils", "transformers.trainer")
-AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+AUTO_CLASSES = "transformers.models.auto.configuration_auto"  # every Auto class loads it
 
 
 class _Watcher(MetaPathFinder):
-    """Calls `_register_if_ready` after a watched module has loaded; finds nothing else."""
+    """
+    Registers as soon as the Auto classes are loaded and no module of transformers or of ours is half loaded.
+
+    Half-loaded modules matter because these modules import each other in circles: whichever the user asks for first,
+    the Auto classes are whole while others, which our models need, are not.
+    """
+
+    depth = 0  # modules being loaded, one inside the other
 
     def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
-        if fullname not in (*WATCHED, AUTO_CONFIG) or (spec := PathFinder.find_spec(fullname, path)) is None:
+        if not fullname.startswith(("transformers.", f"{__package__}.")):
             return None
-        load = spec.loader.exec_module
-
-        def exec_module(module) -> None:
-            load(module)
-            module.__spec__._initializing = False
-            _register_if_ready()
-
-        spec.loader.exec_module = exec_module
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for other in others if (found := other.find_spec(fullname, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = self._watched(spec.loader.exec_module)
         return spec
+
+    def _watched(self, load):
+        def exec_module(module) -> None:
+            self.depth += 1
+            try:
+                load(module)
+            finally:
+                self.depth -= 1
+            self.register_if_ready()
+
+        return exec_module
+
+    def register_if_ready(self) -> None:
+        if self.depth == 0 and AUTO_CLASSES in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _register()
 
 
 def register_when_transformers_is_ready() -> None:
     """Registers now if the Auto classes are loaded, else as soon as they are."""
-    sys.meta_path.insert(0, _Watcher())
-    _register_if_ready()
+    watcher = _Watcher()
+    sys.meta_path.insert(0, watcher)
+    watcher.register_if_ready()
 
 
-def _register_if_ready() -> None:
-    global _register_configs, _register_models
-    if _loaded(AUTO_CONFIG):
-        register, _register_configs = _register_configs, _nothing
-        register()
-    if _loaded(AUTO_MODELS) and not any(name in sys.modules and not _loaded(name) for name in WATCHED):
-        register, _register_models = _register_models, _nothing
-        register()
-
-
-def _loaded(name: str) -> bool:
-    module = sys.modules.get(name)
-    return module is not None and not getattr(module.__spec__, "_initializing", False)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _register_configs() -> None:
-    from transformers import AutoConfig
-
-    from .configuration_cm3leon import CM3LeonConfig
-    from .configuration_vqgan import CM3LeonVQGANConfig
-
-    for config in (CM3LeonConfig, CM3LeonVQGANConfig):
-        AutoConfig.register(config.model_type, config)
-
-
-def _register_models() -> None:
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import AutoModelForMultimodalLM
+def _register() -> None:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+    )
 
     from .configuration_cm3leon import CM3LeonConfig
     from .configuration_vqgan import CM3LeonVQGANConfig
@@ -77,6 +71,8 @@ def _register_models() -> None:
     from .modeling_vqgan import CM3LeonVQGAN
     from .processing_cm3leon import CM3LeonProcessor
 
+    for config in (CM3LeonConfig, CM3LeonVQGANConfig):
+        AutoConfig.register(config.model_type, config)
     AutoModel.register(CM3LeonConfig, CM3LeonModel)
     AutoModel.register(CM3LeonVQGANConfig, CM3LeonVQGAN)
     for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):

@@ -1,7 +1,7 @@
 """Learning a codebook: moving averages of what each code stands for, usage statistics, revival of dead codes."""
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import broadcast, reduce
 from torch import nn
 
 
@@ -10,7 +10,7 @@ class CodebookLearner(nn.Module):
     Learns codebook vectors as moving averages of the latents assigned to them (van den Oord et al. 2017, appendix).
 
     A code whose average use per step falls below `revive_below` is dead: it restarts at a random latent of the
-    batch. Sums are taken over all processes, so that every replica keeps the same codebook.
+    batch. Sums are taken over all processes and restarts from the first, so that every replica keeps the same codebook.
 
     Args:
         num_embeddings (`int`): Codes in the codebook.
@@ -57,7 +57,7 @@ class CodebookLearner(nn.Module):
 
     def _restart(self, codebook: nn.Embedding, latents: torch.Tensor, dead: torch.Tensor) -> None:
         flat = self._flat(latents)
-        chosen = flat[torch.randint(len(flat), (len(dead),), device=flat.device)]
+        chosen = broadcast(flat[torch.randint(len(flat), (len(dead),), device=flat.device)])
         # a restarted code counts as used once a step, so that it has time to win latents
         codebook.weight.copy_(torch.where(dead[:, None], chosen, codebook.weight))
         self.sums.copy_(torch.where(dead[:, None], chosen, self.sums))
