@@ -78,6 +78,16 @@ def test_text_mode_yields_no_image_and_no_control_token(model, inputs, vocabular
     assert not padded.any()  # padding stands behind <eos> only
 
 
+def test_which_ids_each_mode_lets_follow(vocabulary):
+    scores = torch.zeros(1, vocabulary.size)
+    allowed = {
+        mode: ModalityLogitsProcessor(vocabulary, mode)(None, scores)[0].isfinite().nonzero().flatten().tolist()
+        for mode in ("text", "image")
+    }
+    assert allowed["text"] == [vocabulary.eos_id, *range(6, TEXT_SIZE)]
+    assert allowed["image"] == list(range(TEXT_SIZE, TEXT_SIZE + IMAGE_SIZE))
+
+
 def test_text_ends_at_eos(inputs, vocabulary):
     model = small_model()
     with torch.no_grad():  # makes <eos> likely after a while

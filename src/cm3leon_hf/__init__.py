@@ -16,7 +16,7 @@ _HOMES = {
     "BatchedGuidanceLogitsProcessor": "logits_processors",
     "ModalityLogitsProcessor": "logits_processors",
     "Vocabulary": "vocabulary",
-    "default_model": "default_model",
+    "default_model": "shipped",
 }
 __all__ = [*_HOMES]
 

@@ -62,6 +62,7 @@ def generate(
             do_sample=True,
             guidance_scale=guidance_scale,
             top_p=top_p,
+            top_k=0,  # transformers' own default of 50 would come on top of top-p
             temperature=temperature,
         )
         images = processor.post_process_multimodal_output(ids, generation_mode="image")
@@ -99,7 +100,7 @@ def load(path: str | None, seed: int | None):
     from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
     from transformers.utils import logging
 
-    from .default_model import default_model
+    from .shipped import default_model
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

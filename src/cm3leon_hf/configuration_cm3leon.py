@@ -25,15 +25,16 @@ class CM3LeonConfig(PreTrainedConfig):
         layer_norm_eps (`float`): Epsilon of the layer norms, which have no learnable parameters.
         initializer_range (`float`): Standard deviation of the weights, truncated at three of it.
         position_initializer_range (`float`): Standard deviation of the learned positions.
-        position_init (`str`): `"normal"`, the paper's, or `"sinusoidal"` with the weights' standard deviation: ours, for
-            small models, which then need not learn what a distance is before they learn what a picture is.
+        position_init (`str`): `"normal"`, the paper's, or `"sinusoidal"` with the weights' standard deviation: ours,
+            for small models, which then need not learn what a distance is before they learn what a picture is.
         zero_init (`str`): What "output layers are initialized as 0" means: `"residual"`, the projections that write
             to the residual stream (ours), `"lm_head"`, the untied head, or `"none"`.
         use_cache (`bool`): Whether the forward pass returns a cache.
         tie_word_embeddings (`bool`): Whether the head is the transposed embedding.
 
     Raises:
-        ValueError: if the heads do not divide the width, `position_init` is unknown, or `zero_init` is or needs an untied head.
+        ValueError: if the heads do not divide the width, `position_init` or `zero_init` is unknown, or `zero_init`
+            needs an untied head.
     """
 
     model_type = "cm3leon"

@@ -128,15 +128,6 @@ class CM3LeonGenerationMixin(GenerationMixin):
             input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        if (branches := model_kwargs.get("guidance_ids")) is not None:
-            batch_size *= 1 + branches.shape[1]
-        return super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
-
     def _get_logits_processor(self, generation_config, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         scale = generation_config.guidance_scale
         generation_config = copy.copy(generation_config)

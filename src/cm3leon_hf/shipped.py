@@ -19,4 +19,7 @@ def default_model() -> str:
     for folder in folders:
         if (folder / "config.json").is_file():
             return str(folder)
-    raise FileNotFoundError(f"expected the shipped model in one of {[str(f) for f in folders]}; reinstall cm3leon_hf")
+    raise FileNotFoundError(
+        f"expected the shipped model in one of {[str(f) for f in folders]}, found no config.json there; train one as "
+        "the README says and pass its folder"
+    )

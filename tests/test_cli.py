@@ -1,0 +1,64 @@
+"""The command line, on a tiny model."""
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cm3leon_hf.cli import app
+
+
+def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
+    arguments = [
+        "generate",
+        "a red circle",
+        "a blue square",
+        "--model",
+        folder,
+        "--num-images",
+        "2",
+        "--seed",
+        "7",
+        "--out",
+    ]
+    outputs = []
+    for name in ("first", "second"):
+        result = CliRunner().invoke(app, [*arguments, str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+        outputs.append([Image.open(tmp_path / name / f"{index:02d}.png").tobytes() for index in range(4)])
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0])) == 4
+    assert f"{tmp_path / 'second' / 'grid.png'}" in result.output.replace("\n", "")
+    assert Image.open(tmp_path / "first" / "grid.png").width > 2 * 160
+
+
+def test_it_describes(folder, tmp_path):
+    Image.new("RGBA", (300, 200), (200, 30, 30, 128)).save(tmp_path / "red.png")
+    result = CliRunner().invoke(
+        app, ["describe", str(tmp_path / "red.png"), "--model", folder, "--max-new-tokens", "8"]
+    )
+    assert result.exit_code == 0 and result.output.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", " "], "expected prompts that are not empty"),
+        (["generate", "apple", "--model", "no/such/folder"], "error: "),
+        (["describe", "no-such-file.png"], "which is no file"),
+        (["generate", "very " * 600], "expected a prompt of at most"),
+    ],
+)
+def test_it_says_what_is_wrong_in_one_line(arguments, message, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = [] if "--model" in arguments else ["--model", folder]
+    result = CliRunner().invoke(app, [*arguments, *model])
+    assert result.exit_code == 1
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["describe"]])
+def test_help_teaches(command):
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0 and "cm3leon" in result.output.lower()
