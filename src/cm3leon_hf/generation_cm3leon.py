@@ -69,29 +69,32 @@ class CM3LeonGenerationMixin(GenerationMixin):
         if mode == "image":
             prompts = [open_image(ids, self.config.vocabulary) for ids in prompts]
             negatives = [open_image(ids, self.config.vocabulary) for ids in negatives]
-        if needs_guidance(generation_config, mode, negatives, kwargs.get("assistant_model")):
-            negatives = negatives or [without_text(ids, self.config.vocabulary) for ids in prompts]
-            negatives = _for_each(prompts, negatives)
-        else:
-            negatives = []
+        guided = needs_guidance(generation_config, mode, negatives, kwargs.get("assistant_model"))
+        negatives = _for_each(prompts, negatives, self.config.vocabulary) if guided else []
         width = max(width, *map(len, prompts))  # what callers cut off to see what is new
         length = max(width, *map(len, prompts + negatives))
         self._set_length(generation_config, mode, width, max(map(len, prompts + negatives)))
         ids, attention_mask = _pad_left(prompts, length, self.config.vocabulary.pad_id)
-        if negatives:
-            negative_ids, negative_mask = _pad_left(negatives, length, self.config.vocabulary.pad_id)
-            # (batch, branches, length), so that the stock loop expands them with the batch
-            kwargs |= {"guidance_ids": negative_ids[:, None].to(self.device)}
-            kwargs |= {"guidance_attention_mask": negative_mask[:, None].to(self.device)}
         modality = ModalityLogitsProcessor(self.config.vocabulary, mode)
         output = super().generate(
             input_ids=ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
             generation_config=generation_config,
             logits_processor=LogitsProcessorList([modality, *(logits_processor or [])]),
+            **self._guidance_inputs(negatives, length),
             **kwargs,
         )
         return _cut_left(output, length - width)
+
+    def _guidance_inputs(self, negatives: list[torch.LongTensor], length: int) -> dict[str, torch.Tensor]:
+        """The negative prompts as `(batch, branches, length)`, so that the stock loop expands them with the batch."""
+        if not negatives:
+            return {}
+        ids, mask = _pad_left(negatives, length, self.config.vocabulary.pad_id)
+        return {
+            "guidance_ids": ids[:, None].to(self.device),
+            "guidance_attention_mask": mask[:, None].to(self.device),
+        }
 
     def _set_length(self, generation_config: GenerationConfig, mode: str, width: int, tokens: int) -> None:
         """An image is one whole grid; text ends at the last position at the latest. `width` counts padding."""
@@ -211,8 +214,10 @@ def _rows(ids, attention_mask, vocabulary: Vocabulary) -> list[torch.LongTensor]
     return rows
 
 
-def _for_each(prompts: list, negatives: list) -> list:
-    """One negative prompt for each prompt; a single one serves all."""
+def _for_each(prompts: list, negatives: list, vocabulary: Vocabulary) -> list:
+    """One negative prompt for each prompt: a single one serves all, and none means the prompts without their text."""
+    if not negatives:
+        return [without_text(ids, vocabulary) for ids in prompts]
     if len(negatives) not in (1, len(prompts)):
         raise ValueError(
             f"expected one negative prompt, or one for each of the {len(prompts)} prompts, got {len(negatives)}"
