@@ -10,7 +10,7 @@ from conftest import CAPTIONS, TEXT_SIZE
 
 from cm3leon_hf.data.cm3 import draw_span, move_span, restore, segments
 from cm3leon_hf.data.documents import text_to_image_document
-from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform
+from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform, balanced_rows
 from cm3leon_hf.generation_cm3leon import without_text
 
 CODES = list(range(16))
@@ -69,6 +69,8 @@ def test_span_statistics(document, vocabulary):
     half = [span for span in draws(document, vocabulary, whole_segment=0.5) if span]
     counts = Counter(half)
     assert (counts[1, 4] + counts[5, 21]) / len(half) > 0.45
+    rare = draws(document, vocabulary, span_rate=0.5)
+    assert rare.count(None) / len(rare) == pytest.approx(math.exp(-0.5), abs=0.03)
 
 
 @pytest.fixture
@@ -109,6 +111,13 @@ def test_every_wording_is_drawn_and_a_seed_fixes_the_draws(transform):
     build = transform()
     plain = {tuple(restore(build.document(CAPTIONS, CODES), build.vocabulary)) for _ in range(200)}
     assert len(plain) == len(CAPTIONS)
+
+
+def test_balanced_rows_show_every_group_equally_often():
+    groups = ["apple", "hand", "hand", "hand", "apple", "cup"]
+    rows = balanced_rows(groups, 3)
+    assert Counter(groups[row] for row in rows) == {"apple": 3, "hand": 3, "cup": 3}
+    assert Counter(rows) == {0: 2, 4: 1, 1: 1, 2: 1, 3: 1, 5: 3}  # a group's rows take turns
 
 
 def test_batches_have_padding_on_the_right_without_labels_or_mask(model, document, vocabulary):

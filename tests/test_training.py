@@ -230,12 +230,17 @@ def drawn_data(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("drawn")
     (folder / "data").mkdir()
     rows = [
-        {"image": draw(colour, shape, size), "captions": [f"a {colour} {shape}", f"{shape}, {colour}, size {size}"]}
+        {
+            "image": draw(colour, shape, size),
+            "captions": [f"a {colour} {shape}", f"{shape}, {colour}, size {size}"],
+            "colour": colour,
+        }
         for size in (20, 24)
         for colour in COLOURS
         for shape in SHAPES
     ]
-    features = datasets.Features({"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))})
+    string = datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "captions": datasets.List(string), "colour": string})
     for split, part in {"train": rows, "heldout_pairs": rows[::5]}.items():
         data = datasets.Dataset.from_list(part, features=features)
         data.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -339,9 +344,15 @@ def test_from_pictures_to_a_model_that_draws(drawn_data, trained_vqgan, tmp_path
         instruction_share=0.2,
     )
     recipe.main(arguments, training(model, max_steps=3, learning_rate=5e-3))
-
     losses = [log["loss"] for log in logged(f"{model}/checkpoint-3")]
     assert len(losses) == 3 and losses[-1] < losses[0]
+
+    arguments.init_from, model = model, str(tmp_path / "second")
+    arguments.muon, arguments.balance, arguments.passes = True, ["colour"], 2
+    recipe.main(arguments, training(model, max_steps=3, learning_rate=5e-3))
+    second = [log["loss"] for log in logged(f"{model}/checkpoint-3")]
+    assert second[0] < losses[0] and second[-1] < second[0]
+
     loaded, processor = AutoModelForCausalLM.from_pretrained(model), AutoProcessor.from_pretrained(model)
     assert loaded.dtype == torch.bfloat16 and loaded.config.max_position_embeddings == POSITIONS
     ids = loaded.generate(**processor.for_text_to_image(["a red circle"] * 2), generation_mode="image", do_sample=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,8 +20,9 @@ from transformers import (
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
-from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform
+from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform, balanced_rows
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
+from cm3leon_hf.training.optimizers import muon
 from cm3leon_hf.training.throughput import ThroughputTrainer
 
 
@@ -32,6 +33,11 @@ class PretrainArguments:
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
     vqgan: str = field(metadata={"help": "Folder of the VQGAN that made the codes."})
     generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults to save (in the YAML)."})
+    init_from: str = field(default="", metadata={"help": "Model folder to start from, in place of fresh weights."})
+    muon: bool = field(default=False, metadata={"help": "Train the layers' matrices with Muon (timm) at this rate."})
+    balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
+    passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
+    span_rate: float = field(default=1.0, metadata={"help": "Mean number of moved spans, clipped to one."})
     whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
     instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -49,6 +55,20 @@ def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
     )
 
 
+def build_model(args: PretrainArguments, config) -> CM3LeonForCausalLM:
+    if not args.init_from:
+        return CM3LeonForCausalLM(config)
+    return CM3LeonForCausalLM.from_pretrained(args.init_from, config=config, dtype=torch.float32)
+
+
+def training_rows(args: PretrainArguments) -> Dataset:
+    rows = load_dataset(args.dataset, split=args.train_split)
+    if args.balance:
+        groups = zip(*(rows[column] for column in args.balance))
+        rows = rows.select(balanced_rows(groups, args.passes))
+    return rows
+
+
 def main(args: PretrainArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
     config = AutoConfig.from_pretrained(args.model_config, use_cache=False)
@@ -58,15 +78,19 @@ def main(args: PretrainArguments, training: TrainingArguments) -> None:
         config.vocabulary,
         np.random.default_rng(training.seed),
         whole_segment=args.whole_segment,
+        span_rate=args.span_rate,
         instruction_share=args.instruction_share,
     )
-    splits = load_dataset(args.dataset).select_columns(["captions", "codes"]).with_transform(transform)
+    splits = training_rows(args), load_dataset(args.dataset, split=args.eval_split)
+    train, held_out = (rows.select_columns(["captions", "codes"]).with_transform(transform) for rows in splits)
+    model = build_model(args, config)
     trainer = ThroughputTrainer(
-        model=CM3LeonForCausalLM(config),
+        model=model,
         args=training,
-        train_dataset=splits[args.train_split],
-        eval_dataset=splits[args.eval_split],
+        train_dataset=train,
+        eval_dataset=held_out,
         data_collator=CausalCollator(pad_token_id=config.pad_token_id),
+        optimizers=(muon(model, training) if args.muon else None, None),
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     print(f"held out: {trainer.evaluate()}")

@@ -12,13 +12,17 @@ def segments(ids: list[int], vocabulary: Vocabulary) -> list[tuple[int, int]]:
 
 
 def draw_span(
-    ids: list[int], vocabulary: Vocabulary, rng: np.random.Generator, whole_segment: float = 0.0
+    ids: list[int],
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+    whole_segment: float = 0.0,
+    span_rate: float = 1.0,
 ) -> tuple[int, int] | None:
     """
     Draws a span to move, or none.
 
-    The number of spans is Poisson(1), clipped to one; none leaves a plain causal document. The span lies in one
-    segment, drawn uniformly, and its ends are uniform there, so it never crosses `<break>` or `<eos>`.
+    The number of spans is Poisson(`span_rate`), clipped to one; none leaves a plain causal document. The span lies in
+    one segment, drawn uniformly, and its ends are uniform there, so it never crosses `<break>` or `<eos>`.
 
     Args:
         ids (`list[int]`): A document.
@@ -27,12 +31,14 @@ def draw_span(
         whole_segment (`float`): Share of spans that are their whole segment. Ours, for small models: a masked text
             in front of its image is both the prompt without text of guidance and half of a captioning example, and
             uniform ends almost never draw it.
+        span_rate (`float`): Mean of the Poisson distribution; the paper's is 1. A lower one leaves more documents
+            whole.
 
     Returns:
         `(start, stop)` with `start < stop`, or `None`.
     """
     places = segments(ids, vocabulary)
-    if rng.poisson(1.0) == 0 or not places:
+    if rng.poisson(span_rate) == 0 or not places:
         return None
     start, stop = places[rng.integers(len(places))]
     if rng.random() < whole_segment:

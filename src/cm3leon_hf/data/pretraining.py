@@ -1,5 +1,7 @@
 """From rows with captions and codes to padded batches under the CM3 objective."""
 
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +23,7 @@ class CM3Transform:
         tokenizer (`PreTrainedTokenizerBase`): Text tokenizer.
         vocabulary ([`Vocabulary`]): Layout of the ids.
         rng (`np.random.Generator`): Source of all draws.
-        whole_segment (`float`): See [`~cm3leon_hf.data.cm3.draw_span`].
+        whole_segment, span_rate (`float`): See [`~cm3leon_hf.data.cm3.draw_span`].
         instruction (`str`): Stands in front of a caption that is masked whole, as a captioning prompt has it.
         instruction_share (`float`): Share of documents with the instruction.
     """
@@ -30,6 +32,7 @@ class CM3Transform:
     vocabulary: Vocabulary
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     whole_segment: float = 0.0
+    span_rate: float = 1.0
     instruction: str = "Describe the given picture."
     instruction_share: float = 0.0
 
@@ -46,10 +49,28 @@ class CM3Transform:
             start = 1 + len(instruction)
             return move_span(ids, (start, start + len(answer)), self.vocabulary)
         ids = text_to_image_document(self._ids(caption), image_ids, self.vocabulary)
-        return move_span(ids, draw_span(ids, self.vocabulary, self.rng, self.whole_segment), self.vocabulary)
+        span = draw_span(ids, self.vocabulary, self.rng, self.whole_segment, self.span_rate)
+        return move_span(ids, span, self.vocabulary)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def balanced_rows(groups: Iterable[Hashable], passes: int) -> list[int]:
+    """
+    Row numbers in which every group stands equally often, however many rows it has.
+
+    Args:
+        groups (`Iterable[Hashable]`): The group of each row, such as its (concept, style).
+        passes (`int`): How often a group stands there; its rows take turns.
+
+    Returns:
+        `list[int]` of length `number of groups * passes`, for `datasets.Dataset.select`.
+    """
+    members = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    return [rows[turn % len(rows)] for turn in range(passes) for rows in members.values()]
 
 
 class CausalCollator(DataCollatorForLanguageModeling):
