@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from transformers import GenerationConfig
 
 from cm3leon_hf import CM3LeonConfig, CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN, CM3LeonVQGANConfig
-from cm3leon_hf.processing_cm3leon import default_image_processor
+from cm3leon_hf.images import default_image_processor
 
 REPOSITORY = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue", "yellow")

@@ -11,7 +11,7 @@ from conftest import CAPTIONS, TEXT_SIZE
 from cm3leon_hf.data.cm3 import draw_span, move_span, restore, segments
 from cm3leon_hf.data.documents import text_to_image_document
 from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform, balanced_rows
-from cm3leon_hf.generation_cm3leon import without_text
+from cm3leon_hf.generation_branches import without_text
 
 CODES = list(range(16))
 IMAGE = [TEXT_SIZE + code for code in CODES]

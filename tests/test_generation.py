@@ -9,7 +9,7 @@ from test_modeling import as_opt
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
-from cm3leon_hf import BatchedGuidanceLogitsProcessor, ModalityLogitsProcessor
+from cm3leon_hf import ModalityLogitsProcessor
 
 PROMPTS = ["a red circle on white", "blue"]
 IMAGE_LENGTH = 16
@@ -76,16 +76,6 @@ def test_text_mode_yields_no_image_and_no_control_token(model, inputs, vocabular
     assert not torch.isin(ids, controls).any()
     padded = (ids == vocabulary.pad_id) & ((ids == vocabulary.eos_id).cumsum(1) == 0)
     assert not padded.any()  # padding stands behind <eos> only
-
-
-def test_which_ids_each_mode_lets_follow(vocabulary):
-    scores = torch.zeros(1, vocabulary.size)
-    allowed = {
-        mode: ModalityLogitsProcessor(vocabulary, mode)(None, scores)[0].isfinite().nonzero().flatten().tolist()
-        for mode in ("text", "image")
-    }
-    assert allowed["text"] == [vocabulary.eos_id, *range(6, TEXT_SIZE)]
-    assert allowed["image"] == list(range(TEXT_SIZE, TEXT_SIZE + IMAGE_SIZE))
 
 
 def test_text_ends_at_eos(inputs, vocabulary):
@@ -383,8 +373,3 @@ def test_arguments_that_make_no_sense_are_refused_before_any_work(arguments, mes
 def test_ids_that_are_no_prompts_are_refused(model, ids, message):
     with pytest.raises(ValueError, match=message):
         model.generate(ids, generation_mode="image")
-
-
-def test_the_guidance_processor_needs_a_row_with_and_one_without_text():
-    with pytest.raises(ValueError, match="expected 4 rows"):
-        BatchedGuidanceLogitsProcessor(2.0)(torch.ones(2, 3), torch.ones(3, 8))

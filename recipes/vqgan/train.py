@@ -15,8 +15,7 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonVQGAN, CM3LeonVQGANConfig
-from cm3leon_hf.images import read_image
-from cm3leon_hf.processing_cm3leon import default_image_processor
+from cm3leon_hf.images import default_image_processor, read_image
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.vqgan import VQGANLossConfig, VQGANObjective, VQGANTrainer
 

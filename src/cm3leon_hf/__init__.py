@@ -14,7 +14,11 @@ _HOMES = {
     "CM3LeonVQGAN": "modeling_vqgan",
     "CM3LeonVQGANConfig": "configuration_vqgan",
     "BatchedGuidanceLogitsProcessor": "logits_processors",
+    "ContrastiveLogitsProcessor": "logits_processors",
+    "ImageTextGuidanceLogitsProcessor": "logits_processors",
+    "KnownTokenLogitsProcessor": "logits_processors",
     "ModalityLogitsProcessor": "logits_processors",
+    "TextHolesLogitsProcessor": "logits_processors",
     "Vocabulary": "vocabulary",
     "default_model": "shipped",
 }

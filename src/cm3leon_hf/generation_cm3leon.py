@@ -1,12 +1,16 @@
 """generate(): prepares the branches of guidance and the logits processors, then calls the stock loop."""
 
-import copy
-
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation import GenerationMode
 
-from .logits_processors import BatchedGuidanceLogitsProcessor, ModalityLogitsProcessor
+from .generation_branches import GUIDANCE_ARGUMENTS, branches, choose_guidance
+from .logits_processors import (
+    ContrastiveLogitsProcessor,
+    KnownTokenLogitsProcessor,
+    ModalityLogitsProcessor,
+    TextHolesLogitsProcessor,
+)
 from .vocabulary import GENERATION_MODES, Vocabulary
 
 
@@ -14,10 +18,11 @@ class CM3LeonGenerationMixin(GenerationMixin):
     """
     Text and image generation on transformers' own loop.
 
-    Guidance adds rows to the batch: the first rows are the user's, the next the same prompts without their text. All
-    rows go through one forward pass over one cache; [`BatchedGuidanceLogitsProcessor`] folds the logits back to the
-    user's rows before anything else sees them. The order is: guidance, stock processors, modality, caller's
-    processors, then temperature, top-k and top-p.
+    Guidance adds rows to the batch: the first rows are the user's, the next the same prompts without their text, and
+    without their images where that is guided too. All rows go through one forward pass over one cache; a
+    [`BranchLogitsProcessor`] folds the scores back to the user's rows before anything else sees them. The order is:
+    modality, guidance, stock processors, modality again, known tokens, caller's processors, then temperature, top-k
+    and top-p. So contrastive decoding ranks only tokens that may follow, and no stock processor lets another in.
     """
 
     def generate(
@@ -28,24 +33,41 @@ class CM3LeonGenerationMixin(GenerationMixin):
         generation_mode: str | None = None,
         negative_prompt_ids: torch.LongTensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        contrastive_alpha: float | None = None,
+        contrastive_k: int | None = None,
+        known_ids: torch.LongTensor | None = None,
+        text_pieces: list[list[list[int]]] | None = None,
         **kwargs,
     ):
         r"""
-        Generates an image's tokens, or text.
+        Generates an image's tokens, text, or both.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, prompt_length)`, *optional*): Prompts; `input_ids` also works.
-            generation_config ([`GenerationConfig`], *optional*): As in transformers.
+            generation_config ([`GenerationConfig`], *optional*): As in transformers. It may hold the mode and the four
+                values of guidance as well.
             logits_processor (`LogitsProcessorList`, *optional*): The caller's own processors.
             generation_mode (`str`, *optional*): `"image"`: exactly one image's tokens follow the prompt, which gets
                 its `<break>` if it has none; length arguments do not apply. `"text"` (default): no image token
-                follows, up to `<eos>`, `max_new_tokens` or the last position.
+                follows, up to `<eos>`, `max_new_tokens` or the last position. `"interleaved"`: the model moves between
+                text and whole images itself.
             negative_prompt_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): Prompts to be guided
-                away from; a single one serves all. In image mode the default is the prompt with its text replaced by
-                `<mask>`.
+                away from; a single one serves all. The default is the prompt with its text replaced by `<mask>` in
+                image mode, with its images replaced by `<mask>` in text mode, and none in interleaved mode.
             negative_prompt_attention_mask (`torch.Tensor`, *optional*): 1 for their tokens, 0 for padding.
-            kwargs: All of transformers' arguments. `guidance_scale` (α of equation 2) applies in image mode, and
-                in text mode when `negative_prompt_ids` are given.
+            guidance_scale (`float`, *optional*): α of classifier-free guidance (equation 2), at least 0; 1 is none.
+                The model's own default applies to images only.
+            image_guidance_scale (`float`, *optional*): Guides an edit by its image and its text apart (section 4.1);
+                `guidance_scale`, then 7.5 by default, is the text's. The paper's value is 1.5.
+            contrastive_alpha (`float`, *optional*): α in (0, 1] of CD-K (equation 3), which takes the place of
+                guidance. The default is 0.1 where only `contrastive_k` is given.
+            contrastive_k (`int`, *optional*): k of CD-K; the default is 8, and 1 is plain contrastive decoding.
+            known_ids (`torch.LongTensor` of shape `(batch, new_length)`, *optional*): Image ids to come where they are
+                known, -1 where they are free, from [`CM3LeonProcessor.for_infilling`]; image mode then ends with them.
+            text_pieces (`list`, *optional*): Text between the holes, from [`CM3LeonProcessor.for_infilling`].
+            kwargs: All of transformers' arguments.
 
         Returns:
             `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + new_length)`, or a
@@ -53,62 +75,94 @@ class CM3LeonGenerationMixin(GenerationMixin):
             after the user's.
 
         Raises:
-            ValueError: for an unknown mode, a `guidance_scale` below 0 or not finite, guidance with anything but greedy
-                search and sampling, ids outside the vocabulary, or a prompt that leaves too few positions.
+            ValueError: for an unknown mode, values of guidance that are out of range or exclude each other, guidance
+                with nothing to leave out or with anything but greedy search and sampling, ids outside the vocabulary,
+                known ids of another shape, an image size, or a prompt that leaves too few positions.
         """
-        sources = (generation_config, self.generation_config)
-        limits = [kwargs.get("max_length"), *(source.max_length for source in sources if source is not None)]
+        if sizes := {"height", "width", "image_size"} & kwargs.keys():
+            raise ValueError(
+                f"expected no {', '.join(sorted(sizes))}: the model draws the one grid it was trained with, "
+                f"{self.config.image_grid_size} x {self.config.image_grid_size} tokens; resize the pictures instead"
+            )
+        call = dict(zip(GUIDANCE_ARGUMENTS, (guidance_scale, image_guidance_scale, contrastive_alpha, contrastive_k)))
+        passed, own = _guidance_values(generation_config), _guidance_values(self.generation_config)
+        limits = [kwargs.get("max_length"), *(c.max_length for c in (generation_config, self.generation_config) if c)]
         generation_config, kwargs = self._prepare_generation_config(generation_config, **kwargs)
         if not any(limits):
             generation_config.max_length = None  # transformers has put its own default of 20 there
         mode = generation_mode or getattr(generation_config, "generation_mode", None) or "text"
         if mode not in GENERATION_MODES:
             raise ValueError(f"expected generation_mode among {GENERATION_MODES}, got {mode!r}")
-        prompts, width = _prompts(inputs, kwargs, self.config.vocabulary)
-        negatives = _rows(negative_prompt_ids, negative_prompt_attention_mask, self.config.vocabulary)
+        vocab = self.config.vocabulary
+        prompts, width = _prompts(inputs, kwargs, vocab)
+        negatives = _rows(negative_prompt_ids, negative_prompt_attention_mask, vocab)
         if mode == "image":
-            prompts = [open_image(ids, self.config.vocabulary) for ids in prompts]
-            negatives = [open_image(ids, self.config.vocabulary) for ids in negatives]
-        guided = needs_guidance(generation_config, mode, negatives, kwargs.get("assistant_model"))
-        negatives = _for_each(prompts, negatives, self.config.vocabulary) if guided else []
+            prompts = [open_image(ids, vocab) for ids in prompts]
+            negatives = [open_image(ids, vocab) for ids in negatives]
+        guidance = choose_guidance(call, passed, own, mode, steered=bool(negatives))
+        generation_config.guidance_scale = 1.0  # or the stock loop would run a second forward pass
+        if guidance is not None:
+            self._check_guidance(guidance, generation_config, mode, kwargs)
+        others = branches(guidance, prompts, negatives, mode, vocab) if guidance is not None else []
         width = max(width, *map(len, prompts))  # what callers cut off to see what is new
-        length = max(width, *map(len, prompts + negatives))
-        self._set_length(generation_config, mode, width, max(map(len, prompts + negatives)))
-        ids, attention_mask = _pad_left(prompts, length, self.config.vocabulary.pad_id)
-        modality = ModalityLogitsProcessor(self.config.vocabulary, mode)
+        tokens = max(len(ids) for branch in (prompts, *others) for ids in branch)
+        length = max(width, tokens)
+        needed = _checked_known(known_ids, len(prompts), mode, vocab)
+        if mode == "interleaved":
+            needed = max(tokens_to_whole_image(ids, vocab) for ids in prompts)
+        self._set_length(generation_config, mode, width, tokens, needed)
+        ids, attention_mask = _pad_left(prompts, length, vocab.pad_id)
+        modality = ModalityLogitsProcessor(vocab, mode, length + generation_config.max_new_tokens)
+        processors = [modality]
+        if known_ids is not None:
+            processors.append(KnownTokenLogitsProcessor(known_ids, length))
+        if text_pieces is not None:
+            processors.append(TextHolesLogitsProcessor(vocab, text_pieces, length))
+        if guidance is not None:
+            kwargs |= {"guidance": LogitsProcessorList([modality, guidance])} | self._branch_inputs(others, length)
         output = super().generate(
             input_ids=ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
             generation_config=generation_config,
-            logits_processor=LogitsProcessorList([modality, *(logits_processor or [])]),
-            **self._guidance_inputs(negatives, length),
+            logits_processor=LogitsProcessorList([*processors, *(logits_processor or [])]),
             **kwargs,
         )
         return _cut_left(output, length - width)
 
-    def _guidance_inputs(self, negatives: list[torch.LongTensor], length: int) -> dict[str, torch.Tensor]:
-        """The negative prompts as `(batch, branches, length)`, so that the stock loop expands them with the batch."""
-        if not negatives:
-            return {}
-        ids, mask = _pad_left(negatives, length, self.config.vocabulary.pad_id)
-        return {
-            "guidance_ids": ids[:, None].to(self.device),
-            "guidance_attention_mask": mask[:, None].to(self.device),
-        }
-
-    def _set_length(self, generation_config: GenerationConfig, mode: str, width: int, tokens: int) -> None:
-        """An image is one whole grid; text ends at the last position at the latest. `width` counts padding."""
-        positions = self.config.max_position_embeddings
-        wanted = self.config.vocabulary.image_length if mode == "image" else 1
-        if tokens + wanted > positions:
+    def _check_guidance(self, guidance, generation_config: GenerationConfig, mode: str, kwargs: dict) -> None:
+        search = generation_config.get_generation_mode(kwargs.get("assistant_model"))
+        if search not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or generation_config.prefill_chunk_size:
             raise ValueError(
-                f"expected a prompt of at most {positions - wanted} tokens, which leaves room for the {mode} in "
-                f"{positions} positions, got {tokens}; shorten the prompt or retrieve fewer documents"
+                f"expected greedy search or sampling with guidance, got {search.value} with prefill_chunk_size="
+                f"{generation_config.prefill_chunk_size}; set guidance_scale=1 or leave these out"
+            )
+        if isinstance(guidance, ContrastiveLogitsProcessor):
+            guidance.check_size(self.config.image_vocab_size if mode == "image" else self.config.vocab_size)
+
+    def _branch_inputs(self, others: list[list[torch.LongTensor]], length: int) -> dict[str, torch.Tensor]:
+        """Further branches' prompts as `(batch, branches, length)`, which the stock loop expands with the batch."""
+        padded = [_pad_left(prompts, length, self.config.vocabulary.pad_id) for prompts in others]
+        ids, masks = (torch.stack(columns, dim=1).to(self.device) for columns in zip(*padded))
+        return {"guidance_ids": ids, "guidance_attention_mask": masks}
+
+    def _set_length(self, generation_config: GenerationConfig, mode: str, width: int, tokens: int, needed: int) -> None:
+        """Images get exactly what they need, text ends at the last position at the latest. `width` counts padding."""
+        left = self.config.max_position_embeddings - tokens
+        if left < max(needed, 1):
+            raise ValueError(
+                f"expected a prompt of at most {left + tokens - max(needed, 1)} tokens, which leaves room for the "
+                f"{mode} in {left + tokens} positions, got {tokens}; shorten the prompt or retrieve fewer documents"
             )
         if mode == "image":
             generation_config.forced_eos_token_id = None  # an image ends by its length
+            wanted = needed
         else:
-            wanted = _text_length(generation_config, width, positions - tokens)
+            wanted = _text_length(generation_config, width, left)
+        if wanted < needed:
+            raise ValueError(
+                f"expected room for the {needed} image tokens that the prompt asks for, got max_new_tokens={wanted}; "
+                "raise it"
+            )
         generation_config.max_new_tokens, generation_config.max_length = wanted, None
 
     def prepare_inputs_for_generation(
@@ -118,6 +172,7 @@ class CM3LeonGenerationMixin(GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         guidance_ids: torch.LongTensor | None = None,
         guidance_attention_mask: torch.Tensor | None = None,
+        guidance: LogitsProcessorList | None = None,
         **kwargs,
     ) -> dict:
         """Adds the branches' rows to the user's: `(batch, length)` becomes `((1 + branches) * batch, length)`."""
@@ -131,14 +186,26 @@ class CM3LeonGenerationMixin(GenerationMixin):
             input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
-    def _get_logits_processor(self, generation_config, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
-        scale = generation_config.guidance_scale
-        generation_config = copy.copy(generation_config)
-        generation_config.guidance_scale = None  # the stock processor would run a second forward pass
-        processors = super()._get_logits_processor(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
-        if model_kwargs is not None and "guidance_ids" in model_kwargs:
-            processors.insert(0, BatchedGuidanceLogitsProcessor(scale))
-        return processors
+    def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
+        return LogitsProcessorList([*((model_kwargs or {}).get("guidance") or []), *processors])
+
+
+def _guidance_values(config: GenerationConfig | None) -> dict:
+    return {name: getattr(config, name, None) for name in GUIDANCE_ARGUMENTS}
+
+
+def _checked_known(known_ids: torch.LongTensor | None, count: int, mode: str, vocabulary: Vocabulary) -> int:
+    """How many image tokens follow: what known ids say, else one grid in image mode."""
+    if known_ids is None:
+        return vocabulary.image_length if mode == "image" else 0
+    fits = known_ids.ndim == 2 and known_ids.shape[0] == count and 0 < known_ids.shape[1] <= vocabulary.image_length
+    if mode != "image" or not fits or not ((known_ids == -1) | vocabulary.is_image(known_ids)).all():
+        raise ValueError(
+            f"expected known_ids in image mode, image ids and -1 of shape ({count}, up to {vocabulary.image_length}), "
+            f"got {tuple(known_ids.shape)} in {mode!r} mode; make them with processor.for_infilling"
+        )
+    return known_ids.shape[1]
 
 
 def _text_length(generation_config: GenerationConfig, width: int, left: int) -> int:
@@ -153,33 +220,18 @@ def _text_length(generation_config: GenerationConfig, width: int, left: int) -> 
     return left if wanted is None else min(wanted, left)
 
 
-def needs_guidance(generation_config: GenerationConfig, mode: str, negatives: list, assistant_model=None) -> bool:
-    """Whether there is anything to guide: a scale other than 1, and in text mode something to guide away from."""
-    scale = generation_config.guidance_scale
-    if scale is None or scale == 1:
-        return False
-    BatchedGuidanceLogitsProcessor(scale)  # raises for a scale out of range before any work
-    if mode == "text" and not negatives:
-        return False
-    search = generation_config.get_generation_mode(assistant_model)
-    if search not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or generation_config.prefill_chunk_size:
-        raise ValueError(
-            f"expected greedy search or sampling with guidance, got {search.value} with prefill_chunk_size="
-            f"{generation_config.prefill_chunk_size}; set guidance_scale=1 or leave these out"
-        )
-    return True
-
-
 def open_image(ids: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongTensor:
-    """`<eos> text` becomes `<eos> text <break>`, where an image begins; a prompt that has its `<break>` stays."""
-    return ids if ids[-1] == vocabulary.break_id else torch.cat([ids, ids.new_tensor([vocabulary.break_id])])
+    """`<eos> text` becomes `<eos> text <break>`, where an image begins; an open one, `<break>` or `<infill>`, stays."""
+    opened = ids[-1] in (vocabulary.break_id, vocabulary.infill_id)
+    return ids if opened else torch.cat([ids, ids.new_tensor([vocabulary.break_id])])
 
 
-def without_text(ids: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongTensor:
-    """The unconditional prompt (section 3.3): the last document's text replaced by `<mask>`; `ids` is `(length,)`."""
-    starts = (ids == vocabulary.eos_id).nonzero().flatten()
-    start = int(starts[-1]) + 1 if len(starts) else 0
-    return torch.cat([ids[:start], ids.new_tensor([vocabulary.mask_id, vocabulary.break_id])])
+def tokens_to_whole_image(ids: torch.LongTensor, vocabulary: Vocabulary) -> int:
+    """How many tokens an interleaved prompt `(length,)` still needs for the image that it has opened; 0 without one."""
+    is_image = vocabulary.is_image(ids)
+    run = int(is_image.flip(0).long().cumprod(0).sum())
+    opens = ids[-1] == vocabulary.break_id and not (len(ids) > 1 and is_image[-2])
+    return vocabulary.image_length if opens else -run % vocabulary.image_length
 
 
 def _prompts(inputs, kwargs: dict, vocabulary: Vocabulary) -> tuple[list[torch.LongTensor], int]:
@@ -212,17 +264,6 @@ def _rows(ids, attention_mask, vocabulary: Vocabulary) -> list[torch.LongTensor]
     if not all(len(row) for row in rows):
         raise ValueError("expected at least one token in each prompt, got a row of padding; drop empty prompts")
     return rows
-
-
-def _for_each(prompts: list, negatives: list, vocabulary: Vocabulary) -> list:
-    """One negative prompt for each prompt: a single one serves all, and none means the prompts without their text."""
-    if not negatives:
-        return [without_text(ids, vocabulary) for ids in prompts]
-    if len(negatives) not in (1, len(prompts)):
-        raise ValueError(
-            f"expected one negative prompt, or one for each of the {len(prompts)} prompts, got {len(negatives)}"
-        )
-    return negatives * len(prompts) if len(negatives) == 1 else negatives
 
 
 def _pad_left(rows: list[torch.LongTensor], length: int, pad_id: int) -> tuple[torch.LongTensor, torch.LongTensor]:

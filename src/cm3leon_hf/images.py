@@ -1,4 +1,4 @@
-"""Reading pictures the way a person would expect: upright, over white, in RGB."""
+"""Reading pictures the way a person would expect: upright, over white, in RGB; and what turns them into pixels."""
 
 import os
 import warnings
@@ -9,6 +9,10 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from transformers import CLIPImageProcessor
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+
+from .configuration_vqgan import CM3LeonVQGANConfig
 
 MAX_PIXELS = 64_000_000  # one side of 8000 pixels; more than any camera's picture that a small grid could use
 MAX_ASPECT_RATIO = 10  # a centre crop would keep less than a tenth of the picture
@@ -16,6 +20,17 @@ ADDRESSES = ("http://", "https://", "data:image/")
 TIMEOUT = 30  # seconds for an answer from an address
 
 ImageSource = "Image.Image | str | Path | bytes | np.ndarray | torch.Tensor"
+
+
+def default_image_processor(config: CM3LeonVQGANConfig) -> CLIPImageProcessor:
+    """Scales the shorter side to the VQGAN's resolution, crops the centre, and maps pixels to [-1, 1]."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": config.resolution},
+        crop_size={"height": config.resolution, "width": config.resolution},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=IMAGENET_STANDARD_MEAN,
+        image_std=IMAGENET_STANDARD_STD,
+    )
 
 
 def read_image(source) -> Image.Image:

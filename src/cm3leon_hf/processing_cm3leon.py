@@ -2,42 +2,20 @@
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, CLIPImageProcessor, ProcessorMixin
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_vqgan import CM3LeonVQGANConfig
 from .images import read_image
 from .modeling_vqgan import CM3LeonVQGAN
-from .vocabulary import BREAK, EOS, GENERATION_MODES, IMAGE, INFILL, MASK, Vocabulary
+from .processing_infilling import fill_image, fill_text, image_holes, masked_tokens, split_images, text_holes
+from .processing_prompts import CHAT_TEMPLATE, CONTROLS, EDITING, IMAGE_TO_IMAGE, IMAGE_TO_TEXT
+from .vocabulary import BREAK, GENERATION_MODES, IMAGE, INFILL, MASK, Vocabulary
 
 VQGAN_FOLDER = "vqgan"
-IMAGE_TO_TEXT = f"{MASK}{BREAK}{IMAGE}{INFILL}"  # section 2.2: the text is masked, the image follows, then the infill
-
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}"
-    "{%- if message.role != 'assistant' -%}" + EOS + "{%- endif -%}"
-    "{%- for part in parts if part.type == 'text' -%}{{ part.text }}{%- endfor -%}"
-    "{%- for part in parts if part.type == 'image' -%}"
-    "{{ '" + BREAK + IMAGE + "' if message.role == 'assistant' else '" + IMAGE_TO_TEXT + "' }}"
-    "{%- endfor -%}"
-    "{%- endfor -%}"
-)
-
-
-def default_image_processor(config: CM3LeonVQGANConfig) -> CLIPImageProcessor:
-    """Scales the shorter side to the VQGAN's resolution, crops the centre, and maps pixels to [-1, 1]."""
-    return CLIPImageProcessor(
-        size={"shortest_edge": config.resolution},
-        crop_size={"height": config.resolution, "width": config.resolution},
-        resample=PILImageResampling.BICUBIC,
-        image_mean=IMAGENET_STANDARD_MEAN,
-        image_std=IMAGENET_STANDARD_STD,
-    )
 
 
 class CM3LeonProcessor(ProcessorMixin):
@@ -124,7 +102,8 @@ class CM3LeonProcessor(ProcessorMixin):
             raise ValueError("expected texts that are not empty, or images, got neither; say what you want to see")
         if count and not any(IMAGE in t for t in texts):
             texts = [t if MASK in t else f"{t}{IMAGE_TO_TEXT}" for t in texts]
-        return self._batch(texts, codes, padding, return_tensors, add_special_tokens)
+        image_ids = self.vocabulary.codes_to_ids(codes).tolist() if count else []
+        return self._batch(texts, image_ids, padding, return_tensors, add_special_tokens)
 
     def for_text_to_image(self, prompts: str | list[str]) -> BatchFeature:
         """
@@ -158,6 +137,73 @@ class CM3LeonProcessor(ProcessorMixin):
             raise ValueError("expected images or their codes, got neither; pass what to describe")
         return self(text=[f"{text or ''}{IMAGE_TO_TEXT}"] * len(codes), image_codes=codes)
 
+    def for_editing(self, images, instruction: str) -> BatchFeature:
+        """
+        Prompts whose continuation is the picture changed as the instruction says (Table 5, InstructPix2Pix).
+
+        Generate with `generation_mode="image"` and `image_guidance_scale=1.5, guidance_scale=7.5` (section 4.1).
+
+        Args:
+            images (picture or list): What to edit.
+            instruction (`str`): Such as "make it blue".
+
+        Raises:
+            ValueError: if the instruction is empty, or a picture cannot be read.
+        """
+        return self._from_images(EDITING, images, instruction)
+
+    def for_image_to_image(self, control_images, control: str, text: str) -> BatchFeature:
+        """
+        Prompts whose continuation is a picture with the structure of a control image (Table 5).
+
+        Generate with `generation_mode="image"` and one `guidance_scale=3.0` (section 4.1).
+
+        Args:
+            control_images (picture or list): Edges, depth and so on, as pictures.
+            control (`str`): What they show: `"canny"`, `"segmentation"`, `"hed"`, `"pose"`, `"depth"`, `"normal"` or
+                `"scribble"`.
+            text (`str`): What to draw.
+
+        Raises:
+            ValueError: if the control is unknown, the text is empty, or a picture cannot be read.
+        """
+        if control not in CONTROLS:
+            raise ValueError(f"expected a control among {sorted(CONTROLS)}, got {control!r}")
+        return self._from_images(IMAGE_TO_IMAGE, control_images, text, control=CONTROLS[control])
+
+    def for_infilling(self, image=None, mask=None, text: str | None = None) -> BatchFeature:
+        """
+        Prompts whose continuation fills a hole of a picture, or holes of a text (section 2.2).
+
+        For a picture, generate with `generation_mode="image"`: the span from the first to the last token under the mask
+        is written anew, its tokens outside the mask are forced, and everything else stays as it is. For a text, with
+        `generation_mode="text"`. `post_process_multimodal_output` puts what was written back into its place.
+
+        Args:
+            image (picture, *optional*): The picture to fill, or the one that the text describes.
+            mask (picture or array of shape `(height, width)`, *optional*): White where the picture is to be filled; of
+                the picture's size.
+            text (`str`, *optional*): With a mask, what the picture shows; without, a text with `<mask>` for each hole.
+
+        Returns:
+            [`BatchFeature`]: `input_ids`, `attention_mask`, and `known_ids` or `text_pieces` for `generate`.
+
+        Raises:
+            ValueError: for a mask of another size or over nothing, a mask without a picture, holes in both, or none.
+        """
+        if mask is None:
+            text, pieces = text_holes(text or "", self.tokenizer)
+            shown = "" if image is None else f"{BREAK}{IMAGE}"
+            batch = self(text=f"{text}{shown}{INFILL}", images=image)
+            return BatchFeature(dict(batch) | {"text_pieces": [pieces]})
+        if image is None or MASK in (text or ""):
+            raise ValueError(f"expected a picture for the mask and a text without {MASK}, got no picture or both holes")
+        picture = read_image(image)
+        masked = masked_tokens(mask, picture, self.image_processor, self.image_grid_size)
+        left, known = image_holes(self.encode_images(picture), masked[None], self.vocabulary)
+        batch = self._batch([f"{text or MASK}{BREAK}{IMAGE}"], left)
+        return BatchFeature(dict(batch) | {"known_ids": known})
+
     def encode_images(self, images) -> torch.LongTensor:
         """Pictures to codes `(images, image_length)`, on the CPU."""
         pictures = [read_image(image) for image in _flatten(images)]
@@ -174,7 +220,7 @@ class CM3LeonProcessor(ProcessorMixin):
 
     def post_process_multimodal_output(
         self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
-    ) -> list[str] | list[Image.Image]:
+    ) -> list[str] | list[Image.Image] | list[list[str | Image.Image]]:
         """
         Ids from `generate` to text or pictures.
 
@@ -182,7 +228,8 @@ class CM3LeonProcessor(ProcessorMixin):
             generated_outputs (`torch.LongTensor` of shape `(batch, length)` or `(length,)`): Prompts included.
             skip_special_tokens (`bool`): Whether text leaves special tokens out.
             generation_mode (`str`, *optional*): `"image"` decodes the last image of each row, `"text"` (default) all
-                text of it.
+                text of it, `"interleaved"` makes each row a list of its texts and images in their order. What was
+                generated to fill a hole stands in the hole's place.
 
         Raises:
             ValueError: if the mode is unknown, or a row does not end with a whole image in image mode.
@@ -191,10 +238,16 @@ class CM3LeonProcessor(ProcessorMixin):
             raise ValueError(f"expected generation_mode among {GENERATION_MODES}, got {generation_mode!r}")
         ids = torch.as_tensor(generated_outputs)
         ids = ids[None] if ids.ndim == 1 else ids
+        decode = partial(self.tokenizer.decode, skip_special_tokens=skip_special_tokens, **kwargs)
         if generation_mode == "image":
-            return self.decode_images(self.vocabulary.ids_to_codes(ids[:, -self.vocabulary.image_length :]))
-        rows = [row[~self.vocabulary.is_image(row)] for row in ids]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
+            images = torch.stack([fill_image(row, self.vocabulary) for row in ids])
+            return self.decode_images(self.vocabulary.ids_to_codes(images))
+        if generation_mode == "interleaved":
+            rows = [split_images(row.tolist(), self.vocabulary) for row in ids]
+            rows = [[decode(part) if is_text else self._drawn(part) for is_text, part in row] for row in rows]
+            return [[part for part in row if part] for row in rows]
+        rows = [fill_text(row[~self.vocabulary.is_image(row)].tolist(), self.vocabulary) for row in ids]
+        return [decode(row) for row in rows]
 
     def to(self, device: str | torch.device) -> "CM3LeonProcessor":
         """Moves the VQGAN."""
@@ -234,14 +287,28 @@ class CM3LeonProcessor(ProcessorMixin):
         finally:
             self.vqgan = vqgan
 
-    def _batch(self, texts, codes, padding, return_tensors, add_special_tokens) -> BatchFeature:
+    def _drawn(self, ids: list[int]) -> Image.Image:
+        return self.decode_images(self.vocabulary.ids_to_codes(torch.tensor([ids])))[0]
+
+    def _from_images(self, template: str, images, text: str, **words: str) -> BatchFeature:
+        """One prompt for each image, all with the same text."""
+        if not text.strip():
+            raise ValueError("expected a text that is not empty, got an empty one; say what you want to see")
+        codes = self.encode_images(images)
+        return self(text=[template.format(text=text, **words)] * len(codes), image_codes=codes)
+
+    def _batch(
+        self, texts, image_ids: list[list[int]], padding=True, return_tensors="pt", add_special_tokens=True
+    ) -> BatchFeature:
+        """Texts whose `<image>` are replaced by the ids of the images, one after the other."""
         vocab = self.vocabulary
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         places = sum(row.count(vocab.image_id) for row in rows)
-        given = 0 if codes is None else len(codes)
-        if places != given:
-            raise ValueError(f"expected an image for each {IMAGE} in the text, got {given} for {places}; match them")
-        images = iter(vocab.codes_to_ids(codes).tolist() if given else [])
+        if places != len(image_ids):
+            raise ValueError(
+                f"expected an image for each {IMAGE} in the text, got {len(image_ids)} for {places}; match them"
+            )
+        images = iter(image_ids)
         rows = [[x for i in row for x in (next(images) if i == vocab.image_id else (i,))] for row in rows]
         if add_special_tokens:
             rows = [row if row[:1] == [vocab.eos_id] else [vocab.eos_id, *row] for row in rows]

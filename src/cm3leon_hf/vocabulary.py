@@ -6,7 +6,7 @@ import torch
 
 PAD, EOS, BREAK, MASK, INFILL, IMAGE = "<pad>", "<eos>", "<break>", "<mask>", "<infill>", "<image>"
 CONTROL_TOKENS = (PAD, EOS, BREAK, MASK, INFILL, IMAGE)
-GENERATION_MODES = ("text", "image")
+GENERATION_MODES = ("text", "image", "interleaved")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,258 @@
+"""Every strategy in generate(), against separate uncached forward passes, and with everything it goes together with."""
+
+import pytest
+import torch
+from conftest import IMAGE_SIZE, TEXT_SIZE, draw, small_model
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import BaseStreamer
+
+from cm3leon_hf import ContrastiveLogitsProcessor, ImageTextGuidanceLogitsProcessor
+
+IMAGE_LENGTH = 16
+INSTRUCTION = "Describe the given picture."
+STRATEGIES = {
+    "cfg": {"guidance_scale": 3.0},
+    "image+text": {"image_guidance_scale": 1.5, "guidance_scale": 4.0},
+    "cd-k": {"contrastive_alpha": 0.2, "contrastive_k": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(processor):
+    """For each mode a batch of mixed lengths in which every strategy finds something to leave out."""
+    editing = processor.for_editing([draw("red", "circle"), draw("blue", "square")], "make it green")
+    short = processor.for_image_to_text(draw("red", "circle"))["input_ids"]
+    long = processor.for_image_to_text(draw("blue", "square"), INSTRUCTION)["input_ids"]
+    both = torch.cat([torch.nn.functional.pad(short, (long.shape[1] - short.shape[1], 0)), long])
+    return {"image": editing, "text": {"input_ids": both, "attention_mask": (both != 0).long()}}
+
+
+def new_ids(model, inputs, **arguments) -> torch.Tensor:
+    return model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
+
+
+def logits_of(model, prompt: str, codes, written: list[int], processor) -> torch.Tensor:
+    """The logits of every written token in an uncached pass over one row."""
+    ids = processor(text=prompt, image_codes=codes)["input_ids"][0].tolist()
+    with torch.no_grad():
+        return model(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1]
+
+
+def test_editing_is_three_separate_runs_combined(model, processor):
+    picture, change = draw("red", "circle"), "make it green"
+    inputs = processor.for_editing(picture, change)
+    output = model.generate(
+        **inputs, generation_mode="image", image_guidance_scale=1.5, return_dict_in_generate=True, output_scores=True
+    )
+    drawn = output.sequences[0, -IMAGE_LENGTH:].tolist()
+    codes, head = processor.encode_images(picture), "Edit first image following the instruction<break>"
+    branches = [
+        logits_of(model, f"{head}<image><break>{change}<break>", codes, drawn, processor),
+        logits_of(model, f"{head}<image><break><mask><break>", codes, drawn, processor),
+        logits_of(model, f"{head}<mask><break><mask><break>", None, drawn, processor),
+    ]
+    expected = ImageTextGuidanceLogitsProcessor(7.5, 1.5)(torch.zeros(IMAGE_LENGTH, 1), torch.cat(branches))
+    torch.testing.assert_close(torch.cat(output.scores)[:, TEXT_SIZE:], expected[:, TEXT_SIZE:], rtol=1e-4, atol=1e-4)
+    assert expected[:, TEXT_SIZE:].argmax(-1).add(TEXT_SIZE).tolist() == drawn
+
+
+def test_contrastive_drawing_is_two_separate_runs_combined(model, processor):
+    inputs = processor.for_text_to_image("a red circle")
+    output = model.generate(
+        **inputs, generation_mode="image", **STRATEGIES["cd-k"], return_dict_in_generate=True, output_scores=True
+    )
+    drawn = output.sequences[0, -IMAGE_LENGTH:].tolist()
+    branches = [logits_of(model, f"{text}<break>", None, drawn, processor) for text in ("a red circle", "<mask>")]
+    images = torch.cat(branches)[:, TEXT_SIZE:]  # equation 3 over the tokens that may follow
+    expected = ContrastiveLogitsProcessor(0.2, 3)(torch.zeros(IMAGE_LENGTH, 1), images)
+    got = torch.cat(output.scores)
+    assert got[:, :TEXT_SIZE].isneginf().all()
+    torch.testing.assert_close(got[:, TEXT_SIZE:], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["cfg", "cd-k"])
+def test_captions_are_guided_away_from_the_caption_of_nothing(model, processor, strategy):
+    picture = draw("red", "circle")
+    inputs = processor.for_image_to_text(picture, INSTRUCTION)
+    arguments = {"max_new_tokens": 8, "eos_token_id": -1}
+    guided = new_ids(model, inputs, **STRATEGIES[strategy], **arguments)
+    blind = processor(text=f"{INSTRUCTION}<mask><break><mask><infill>")["input_ids"]
+    assert torch.equal(
+        new_ids(model, inputs, negative_prompt_ids=blind, **STRATEGIES[strategy], **arguments), guided
+    )  # fmt: skip
+    assert not torch.equal(new_ids(model, inputs, **arguments), guided)
+
+
+class Recorder(BaseStreamer):
+    def __init__(self):
+        self.values = []
+
+    def put(self, value):
+        self.values.append(value)
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "mode, strategy",
+    [("image", "cfg"), ("image", "image+text"), ("image", "cd-k"), ("text", "cfg"), ("text", "cd-k")],
+)
+@pytest.mark.parametrize(
+    "arguments, copies",
+    [
+        ({}, 1),
+        ({"do_sample": True, "temperature": 1.3, "top_p": 0.9, "top_k": 7, "num_return_sequences": 3}, 3),
+        ({"repetition_penalty": 1.4, "no_repeat_ngram_size": 3}, 1),
+        ({"cache_implementation": "static"}, 1),
+        ({"use_cache": False}, 1),
+        ({"return_dict_in_generate": True, "output_scores": True, "output_logits": True}, 1),
+        ({"streamer": True}, 1),
+        ({"stopping_criteria": True}, 1),
+    ],
+    ids=lambda value: "+".join(value) or "plain" if isinstance(value, dict) else "",
+)
+def test_every_strategy_goes_with_everything(model, prompts, mode, strategy, arguments, copies):
+    torch.manual_seed(0)
+    fixed = {"generation_mode": mode, **STRATEGIES[strategy]} | ({"max_new_tokens": 9} if mode == "text" else {})
+    arguments, inputs = dict(arguments), prompts[mode]
+    if arguments.get("streamer"):
+        arguments["streamer"] = Recorder()
+        inputs = {name: value[:1] for name, value in inputs.items()}  # stock loops stream one row or all at once
+    length = inputs["input_ids"].shape[1]
+    if arguments.get("stopping_criteria"):
+        stop = lambda ids, scores, **_: torch.full((len(ids),), ids.shape[1] >= length + 5)  # noqa: E731
+        arguments["stopping_criteria"] = StoppingCriteriaList([stop])
+    output = model.generate(**inputs, **fixed, **arguments)
+    ids = (output if torch.is_tensor(output) else output.sequences)[:, length:]
+    assert len(ids) == copies * len(inputs["input_ids"])
+    wanted = 5 if "stopping_criteria" in arguments else IMAGE_LENGTH if mode == "image" else 9
+    assert ids.shape[1] == wanted if mode == "image" else ids.shape[1] <= wanted
+    assert ((ids >= TEXT_SIZE) == (mode == "image")).all()
+    if "streamer" in arguments:
+        assert torch.equal(torch.cat([value.flatten() for value in arguments["streamer"].values])[length:], ids[0])
+    if "output_scores" in arguments:
+        assert not torch.stack(output.scores).isnan().any()
+        assert output.logits[0].shape == (len(ids) * (3 if strategy == "image+text" else 2), TEXT_SIZE + IMAGE_SIZE)
+    if "cache_implementation" in arguments or "use_cache" in arguments:
+        assert torch.equal(model.generate(**inputs, **fixed)[:, length:], ids)
+
+
+@pytest.mark.parametrize("mode", ["image", "text"])
+@pytest.mark.parametrize("strategy", ["cfg", "cd-k"])
+def test_a_batch_of_mixed_lengths_is_its_single_runs(model, prompts, mode, strategy):
+    arguments = {"generation_mode": mode, **STRATEGIES[strategy], "max_new_tokens": 8, "eos_token_id": -1}
+    batch = new_ids(model, prompts[mode], **arguments)
+    for row, ids, mask in zip(batch, *prompts[mode].values()):
+        single = {"input_ids": ids[None, mask.bool()], "attention_mask": torch.ones(1, int(mask.sum()))}
+        assert torch.equal(new_ids(model, single, **arguments)[0], row)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_compiled_forward_pass_draws_the_same(prompts, strategy):
+    """One graph without breaks; the static cache keeps every step of one shape."""
+    plain, compiled = small_model(), small_model()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled.forward = torch.compile(compiled.forward, backend=backend, fullgraph=True, dynamic=False)
+    arguments = {"generation_mode": "image", "cache_implementation": "static", **STRATEGIES[strategy]}
+    assert torch.equal(new_ids(compiled, prompts["image"], **arguments), new_ids(plain, prompts["image"], **arguments))
+    assert len(graphs) == 2  # the prompt, and one for all tokens
+
+
+def test_interleaved_rows_are_text_and_whole_images(model, processor):
+    torch.manual_seed(0)
+    model = small_model()
+    with torch.no_grad():  # makes a change of modality likely
+        model.lm_head.weight[2] *= 3
+    inputs = processor(text=["a red", "circle"])
+    ids = model.generate(
+        **inputs, generation_mode="interleaved", do_sample=True, num_return_sequences=6, max_new_tokens=60
+    )
+    rows = processor.post_process_multimodal_output(ids, generation_mode="interleaved")
+    pictures = 0
+    for row, parts in zip(ids, rows):
+        images = [part for part in parts if not isinstance(part, str)]
+        assert int((row >= TEXT_SIZE).sum()) == IMAGE_LENGTH * len(images)  # no token of an image is over
+        assert all(image.size == (16, 16) for image in images)
+        pictures += len(images)
+    assert pictures > 2 and all(row[0].startswith(("a red", "circle")) for row in rows)
+
+
+def test_an_open_image_is_finished_in_interleaved_mode(model, processor):
+    inputs = processor.for_text_to_image("a red circle")
+    ids = new_ids(model, inputs, generation_mode="interleaved", max_new_tokens=IMAGE_LENGTH)
+    assert (ids >= TEXT_SIZE).all() and ids.shape[1] == IMAGE_LENGTH
+    with pytest.raises(ValueError, match="16 image tokens"):
+        model.generate(**inputs, generation_mode="interleaved", max_new_tokens=IMAGE_LENGTH - 1)
+
+
+def test_the_closest_source_decides_the_strategy(model, processor):
+    inputs = processor.for_text_to_image(["a red circle", "blue"])
+    draw_with = lambda model, **arguments: new_ids(model, inputs, generation_mode="image", **arguments)  # noqa: E731
+    cfg, cdk = (draw_with(model, **STRATEGIES[name]) for name in ("cfg", "cd-k"))
+    assert not torch.equal(cfg, cdk)
+    defaults = small_model()
+    defaults.generation_config.update(**STRATEGIES["cfg"])
+    assert torch.equal(draw_with(defaults), cfg)
+    assert torch.equal(draw_with(defaults, **STRATEGIES["cd-k"]), cdk)
+    passed = GenerationConfig(**STRATEGIES["cd-k"])
+    assert torch.equal(draw_with(defaults, generation_config=passed), cdk)
+    assert torch.equal(draw_with(defaults, guidance_scale=1.0), draw_with(model))
+
+
+def test_defaults_of_drawing_leave_text_alone(model, processor):
+    inputs = processor.for_image_to_text(draw("red", "circle"))
+    defaults = small_model()
+    defaults.generation_config.update(guidance_scale=3.0)
+    plain = new_ids(model, inputs, max_new_tokens=6)
+    assert torch.equal(new_ids(defaults, inputs, max_new_tokens=6), plain)
+    passed_on = GenerationConfig(guidance_scale=3.0, max_new_tokens=6)  # as a pipeline does
+    assert torch.equal(new_ids(defaults, inputs, generation_config=passed_on), plain)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"contrastive_alpha": 0.1, "guidance_scale": 3.0}, "leave one out"),
+        ({"contrastive_k": 4, "image_guidance_scale": 1.5}, "leave one out"),
+        ({"contrastive_alpha": 0}, r"in \(0, 1\]"),
+        ({"contrastive_k": 33}, "at most 32"),
+        ({"contrastive_k": 0}, "at least 1"),
+        ({"image_guidance_scale": -1.0}, "image_guidance_scale >= 0"),
+        ({"image_guidance_scale": 1.5}, "image in each prompt"),
+        ({"image_guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[1, 300]])}, "prompts of its own"),
+        ({"guidance_scale": 3.0, "generation_mode": "text"}, "image in each prompt"),
+        ({"guidance_scale": 3.0, "generation_mode": "interleaved"}, "negative_prompt_ids"),
+        ({"image_guidance_scale": 1.5, "generation_mode": "text"}, "negative_prompt_ids"),
+        ({"contrastive_alpha": 0.1, "num_beams": 2}, "greedy search or sampling"),
+        ({"height": 128, "width": 128}, "one grid it was trained with"),
+        ({"known_ids": torch.full((1, 17), -1)}, "up to 16"),
+        ({"known_ids": torch.full((2, 4), -1)}, "of shape"),
+        ({"known_ids": torch.full((1, 4), 300)}, "image ids and -1"),
+        ({"known_ids": torch.full((1, 4), -1), "generation_mode": "text"}, "image mode"),
+    ],
+)
+def test_strategies_that_make_no_sense_are_refused_before_any_work(arguments, message):
+    model = small_model()
+    model.model.forward = None  # nothing may run
+    with pytest.raises(ValueError, match=message):
+        model.generate(torch.tensor([[1, 300, 301, 2]]), **{"generation_mode": "image"} | arguments)
+
+
+def test_the_callers_processors_see_the_users_rows(model, prompts):
+    seen = []
+
+    def look(ids, scores):
+        seen.append((len(ids), len(scores), bool(scores[:, :TEXT_SIZE].isneginf().all())))
+        return scores
+
+    for strategy in STRATEGIES.values():
+        new_ids(
+            model, prompts["image"], generation_mode="image", logits_processor=LogitsProcessorList([look]), **strategy
+        )  # fmt: skip
+    assert set(seen) == {(2, 2, True)}
