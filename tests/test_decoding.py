@@ -148,6 +148,34 @@ def test_a_batch_of_mixed_lengths_is_its_single_runs(model, prompts, mode, strat
         assert torch.equal(new_ids(model, single, **arguments)[0], row)
 
 
+@pytest.mark.parametrize("strategy", [{}, *STRATEGIES.values()], ids=str)
+def test_the_prompt_is_read_once_for_all_its_candidates(model, prompts, strategy, monkeypatch):
+    arguments = {"generation_mode": "image", "do_sample": True, **strategy}
+    many = {name: value.repeat_interleave(3, 0) for name, value in prompts["image"].items()}
+    torch.manual_seed(0)
+    expected = new_ids(model, many, **arguments)
+    shapes, forward = [], model.model.forward
+
+    def watched(input_ids, **rest):
+        shapes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(model.model, "forward", watched)
+    torch.manual_seed(0)
+    assert torch.equal(new_ids(model, prompts["image"], num_return_sequences=3, **arguments), expected)
+    branches = 3 if "image_guidance_scale" in strategy else 2 if strategy else 1
+    length = prompts["image"]["input_ids"].shape[1]
+    assert shapes == [(2 * branches, length - 1), *[(6 * branches, 1)] * IMAGE_LENGTH]
+
+
+@torch.no_grad()
+def test_the_head_for_image_ids_alone(model):
+    ids = torch.randint(6, TEXT_SIZE + IMAGE_SIZE, (2, 5))
+    whole, part = model(ids).logits, model(ids, image_logits_only=True).logits
+    torch.testing.assert_close(part[..., TEXT_SIZE:], whole[..., TEXT_SIZE:])
+    assert part.shape == whole.shape and part[..., :TEXT_SIZE].isneginf().all()
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_compiled_forward_pass_draws_the_same(prompts, strategy):
     """One graph without breaks; the static cache keeps every step of one shape."""

@@ -1,7 +1,7 @@
 """generate(): prepares the branches of guidance and the logits processors, then calls the stock loop."""
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation import GenerationMode
 
 from .generation_branches import GUIDANCE_ARGUMENTS, branches, choose_guidance
@@ -120,9 +120,14 @@ class CM3LeonGenerationMixin(GenerationMixin):
             processors.append(TextHolesLogitsProcessor(vocab, text_pieces, length))
         if guidance is not None:
             kwargs |= {"guidance": LogitsProcessorList([modality, guidance])} | self._branch_inputs(others, length)
+        if mode == "image":
+            kwargs["image_logits_only"] = True
+        ids, attention_mask = ids.to(self.device), attention_mask.to(self.device)
+        if _may_share_prefix(generation_config, kwargs) and length > 1:
+            kwargs["past_key_values"] = self._shared_prefix(ids, attention_mask, generation_config, kwargs)
         output = super().generate(
-            input_ids=ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
+            input_ids=ids,
+            attention_mask=attention_mask,
             generation_config=generation_config,
             logits_processor=LogitsProcessorList([*processors, *(logits_processor or [])]),
             **kwargs,
@@ -144,6 +149,19 @@ class CM3LeonGenerationMixin(GenerationMixin):
         padded = [_pad_left(prompts, length, self.config.vocabulary.pad_id) for prompts in others]
         ids, masks = (torch.stack(columns, dim=1).to(self.device) for columns in zip(*padded))
         return {"guidance_ids": ids, "guidance_attention_mask": masks}
+
+    @torch.no_grad()
+    def _shared_prefix(self, ids, attention_mask, generation_config: GenerationConfig, kwargs: dict) -> Cache:
+        """The cache of all prompts but their last token, computed once for all sequences of a prompt."""
+        if "guidance_ids" in kwargs:
+            ids = _add_branches(ids, kwargs["guidance_ids"])
+            attention_mask = _add_branches(attention_mask, kwargs["guidance_attention_mask"])
+        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        cache = self.model(
+            ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
+        ).past_key_values
+        cache.batch_repeat_interleave(generation_config.num_return_sequences)
+        return cache
 
     def _set_length(self, generation_config: GenerationConfig, mode: str, width: int, tokens: int, needed: int) -> None:
         """Images get exactly what they need, text ends at the last position at the latest. `width` counts padding."""
@@ -189,6 +207,20 @@ class CM3LeonGenerationMixin(GenerationMixin):
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
         return LogitsProcessorList([*((model_kwargs or {}).get("guidance") or []), *processors])
+
+
+def _may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
+    """Whether several sequences are sampled from a prompt, with a cache that grows, and nobody looks at the prompt."""
+    watched = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
+    return (
+        (config.num_return_sequences or 1) > 1
+        and config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.SAMPLE
+        and config.use_cache is not False
+        and config.cache_implementation in (None, "dynamic")
+        and kwargs.get("past_key_values") is None
+        and not config.prefill_chunk_size
+        and not watched
+    )
 
 
 def _guidance_values(config: GenerationConfig | None) -> dict:

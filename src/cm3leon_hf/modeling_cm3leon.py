@@ -42,7 +42,10 @@ class ResidualProjection(nn.Linear):
 
 
 class HeadProjection(nn.Linear):
-    """The projection to logits; a class of its own because it may be initialised apart."""
+    """The projection to logits; a class of its own because it may be initialised apart, and evaluated in part."""
+
+    def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        return nn.functional.linear(hidden_states, self.weight[rows])
 
 
 class PositionEmbedding(nn.Embedding):
@@ -265,6 +268,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        image_logits_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
@@ -273,11 +277,14 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
                 -100 is left out. `input_ids` are right as they stand, images included.
             logits_to_keep (`int` or `torch.Tensor`, *optional*): How many last positions to compute logits for, or
                 which; 0 for all.
+            image_logits_only (`bool`): Whether to evaluate the head for image ids alone, which is less to read where no
+                text can follow; the logits of text are then −inf.
 
         The other arguments are those of [`CM3LeonModel`].
 
         Returns:
-            [`CausalLMOutputWithPast`]: logits `(batch, kept_length, vocab_size)` over text and image ids, none masked.
+            [`CausalLMOutputWithPast`]: logits `(batch, kept_length, vocab_size)` over text and image ids, none masked
+            unless `image_logits_only`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -289,7 +296,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = self._logits(outputs.last_hidden_state[:, kept], image_logits_only)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -300,6 +307,13 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _logits(self, hidden_states: torch.Tensor, image_logits_only: bool) -> torch.Tensor:
+        whole = isinstance(self.lm_head, HeadProjection) and (self.tp_size or 1) == 1  # not adapted, not sharded
+        if not (image_logits_only and whole):
+            return self.lm_head(hidden_states)
+        images = self.lm_head(hidden_states, self.config.vocabulary.image_ids)
+        return nn.functional.pad(images, (self.config.text_vocab_size, 0), value=-torch.inf)  # image ids come last
 
 
 __all__ = ["CM3LeonForCausalLM", "CM3LeonModel", "CM3LeonPreTrainedModel"]
