@@ -1,13 +1,16 @@
 """Tiny models with ordinary random weights: the paper's zero initialisation would let wrong models pass."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import datasets
+import open_clip
 import pytest
 import torch
 import train_tokenizer
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from cm3leon_hf import CM3LeonConfig, CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN, CM3LeonVQGANConfig
@@ -139,3 +142,19 @@ def folder(model, processor, tmp_path_factory) -> str:
     defaults.update(guidance_scale=3.0, max_new_tokens=8)
     defaults.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory) -> str:
+    """A CLIP of a few random weights, in a folder as open_clip writes and reads them."""
+    folder = tmp_path_factory.mktemp("clip")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    weights = open_clip.CLIP(**config).state_dict()
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"

@@ -31,6 +31,14 @@ def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
     assert Image.open(tmp_path / "first" / "grid.png").width > 2 * 160
 
 
+def test_it_keeps_the_best_candidates(folder, tmp_path, small_clip):
+    arguments = ["generate", "a red circle", "--candidates", "5", "--strategy", "both", "--num-images", "2"]
+    clip = ["--clip-model", small_clip]
+    result = CliRunner().invoke(app, [*arguments, "--model", folder, *clip, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00.png", "01.png", "grid.png"]
+
+
 def test_it_describes(folder, tmp_path):
     Image.new("RGBA", (300, 200), (200, 30, 30, 128)).save(tmp_path / "red.png")
     result = CliRunner().invoke(
@@ -46,6 +54,9 @@ def test_it_describes(folder, tmp_path):
         (["generate", "apple", "--model", "no/such/folder"], "error: "),
         (["describe", "no-such-file.png"], "which is no file"),
         (["generate", "very " * 600], "expected a prompt of at most"),
+        (["generate", "apple", "--num-images", "4", "--candidates", "2"], "at least 4 candidates"),
+        (["generate", "apple", "--candidates", "4", "--clip-weights", "nobody"], "a CLIP to rank candidates"),
+        (["generate", "apple", "--strategy", "cd-k", "--contrastive-alpha", "2"], "contrastive_alpha in (0, 1]"),
     ],
 )
 def test_it_says_what_is_wrong_in_one_line(arguments, message, folder, tmp_path, monkeypatch):

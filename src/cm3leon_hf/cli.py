@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="CM3Leon: one model that draws pictures from text and describes pictures in text.",
 )
+
+
+class Strategy(str, Enum):
+    cfg = "cfg"
+    cd_k = "cd-k"
+    both = "both"
+
 
 Model = Annotated[
     str | None,
@@ -31,6 +39,17 @@ def generate(
     guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the text; 1 turns it off.")] = 3.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens up to this sum.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Below 1 is safer, above 1 more varied.")] = 1.0,
+    strategy: Annotated[
+        Strategy, typer.Option(help="Guidance with top-p, contrastive decoding (CD-K), or half of each.")
+    ] = Strategy.cfg,
+    contrastive_alpha: Annotated[float, typer.Option(help="CD-K: smaller keeps more tokens, in (0, 1].")] = 0.1,
+    contrastive_k: Annotated[int, typer.Option(min=1, help="CD-K: 1 is plain contrastive decoding.")] = 8,
+    candidates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw so many for each prompt and keep the best by CLIP.", show_default=False),
+    ] = None,
+    clip_model: Annotated[str, typer.Option(help="CLIP of open_clip that ranks candidates.")] = "ViT-B-32",
+    clip_weights: Annotated[str, typer.Option(help="Name or file of its weights.")] = "openai",
     seed: Seed = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("cm3leon-out"),
 ):
@@ -47,28 +66,43 @@ def generate(
     `cm3leon generate "red apple, fluent 3d style"`
 
     `cm3leon generate "cat face, noto style" "rocket, twemoji style" --num-images 8 --seed 1`
+
+    `cm3leon generate "rocket, twemoji style" --candidates 8 --strategy both --num-images 2`
     """
     with errors_in_one_line():
+        from .evaluation.reranking import draw_candidates, rank
         from .grid import draw_grid
         from .progress import TokenProgress
 
+        if candidates is not None and candidates < num_images:
+            raise ValueError(f"expected at least {num_images} candidates to keep as many, got {candidates}; draw more")
+        scorer = load_scorer(clip_model, clip_weights) if candidates is not None else None
         model, processor = load(model, seed)
-        inputs = processor.for_text_to_image(prompts)
-        ids = model.generate(
-            **inputs,
-            generation_mode="image",
-            num_return_sequences=num_images,
-            streamer=TokenProgress(processor.vocabulary.image_length, "drawing"),
-            do_sample=True,
-            guidance_scale=guidance_scale,
-            top_p=top_p,
-            top_k=0,  # transformers' own default of 50 would come on top of top-p
+        cfg = {"guidance_scale": guidance_scale, "top_p": top_p}
+        cd_k = {"contrastive_alpha": contrastive_alpha, "contrastive_k": contrastive_k}
+        strategies = {"cfg": [cfg], "cd-k": [cd_k], "both": [cfg, cd_k]}[strategy.value]
+        length = processor.vocabulary.image_length
+        pools = draw_candidates(
+            model,
+            processor,
+            prompts,
+            candidates or num_images,
+            strategies,
             temperature=temperature,
+            streamer=lambda: TokenProgress(length, "drawing"),
         )
-        images = processor.post_process_multimodal_output(ids, generation_mode="image")
-        labels = [prompt if i == 0 else "" for prompt in prompts for i in range(num_images)]
-        grid = draw_grid(images, labels, columns=num_images)
-        save({"grid": grid} | {f"{i:02d}": image for i, image in enumerate(images)}, out)
+        if scorer is not None:
+            pools = rank(pools, prompts, scorer, keep=num_images)
+        drawn = [candidate for pool in pools for candidate in pool]
+        labels = [label(prompt, rank, one) for prompt, pool in zip(prompts, pools) for rank, one in enumerate(pool)]
+        grid = draw_grid([one.image for one in drawn], labels, columns=num_images)
+        save({"grid": grid} | {f"{index:02d}": one.image for index, one in enumerate(drawn)}, out)
+
+
+def label(prompt: str, rank: int, candidate) -> str:
+    """The prompt above its first picture, and each picture's score where there is one."""
+    score = "" if candidate.score is None else f"{candidate.score:.3f}"
+    return " · ".join(part for part in ("" if rank else prompt, score) if part)
 
 
 @app.command()
@@ -92,6 +126,15 @@ def describe(
         ids = model.generate(**inputs, generation_mode="text", do_sample=sample, max_new_tokens=max_new_tokens)
         new = ids[:, inputs["input_ids"].shape[1] :]
         print(processor.post_process_multimodal_output(new, generation_mode="text")[0].strip())
+
+
+def load_scorer(model: str, weights: str):
+    try:
+        from .evaluation.clip_score import CLIPScorer
+
+        return CLIPScorer(model, weights)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"expected a CLIP to rank candidates, got {error}") from error
 
 
 def load(path: str | None, seed: int | None):

@@ -1,0 +1,102 @@
+"""Several candidates for each prompt, from one strategy or several, and the best of them by CLIP (paper, Figure 4)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+CFG = {"guidance_scale": 3.0, "top_p": 0.9}
+CD_K = {"contrastive_alpha": 0.1, "contrastive_k": 8}
+STRATEGIES = {"cfg": (CFG,), "cd-k": (CD_K,), "both": (CFG, CD_K)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture, the strategy that drew it, and how well it fits its prompt; `None` before it is scored."""
+
+    image: Image.Image
+    strategy: dict
+    score: float | None = None
+
+
+def draw_candidates(
+    model, processor, prompts: list[str], candidates: int, strategies=STRATEGIES["cfg"], streamer=None, **arguments
+) -> list[list[Candidate]]:
+    """
+    Draws candidates for every prompt, in equal shares of the strategies.
+
+    Args:
+        model ([`CM3LeonForCausalLM`]): Draws.
+        processor ([`CM3LeonProcessor`]): Makes prompts and pictures.
+        prompts (`list[str]`): What to draw.
+        candidates (`int`): Pictures for each prompt, at least one for each strategy.
+        strategies (sequence of `dict`): Arguments of `generate` that make each strategy.
+        streamer (`Callable`, *optional*): Makes a streamer for each strategy's run.
+        arguments: Further arguments of `generate`, for all strategies.
+
+    Returns:
+        For each prompt its candidates, in the order of the strategies.
+
+    Raises:
+        ValueError: if there are fewer candidates than strategies.
+    """
+    if candidates < len(strategies):
+        raise ValueError(
+            f"expected a candidate for each of {len(strategies)} strategies, got {candidates}; ask for more"
+        )
+    pools = [[] for _ in prompts]
+    inputs = processor.for_text_to_image(prompts).to(model.device)
+    for index, strategy in enumerate(strategies):
+        count = (candidates + index) // len(strategies)
+        own = {"do_sample": True, "top_k": 0, "num_return_sequences": count} | strategy | arguments
+        own |= {"streamer": streamer()} if streamer is not None else {}
+        ids = model.generate(**inputs, generation_mode="image", **own)
+        images = processor.post_process_multimodal_output(ids, generation_mode="image")
+        for prompt, pool in enumerate(pools):
+            pool += [Candidate(image, strategy) for image in images[prompt * count : (prompt + 1) * count]]
+    return pools
+
+
+def rank(
+    pools: list[list[Candidate]], prompts: list[str], scorer: Callable, keep: int | None = None
+) -> list[list[Candidate]]:
+    """
+    Scores candidates and sorts them, best first.
+
+    Args:
+        pools (`list[list[Candidate]]`): For each prompt its candidates.
+        prompts (`list[str]`): The prompts.
+        scorer (`Callable`): Pictures and texts to similarities; [`~cm3leon_hf.evaluation.clip_score.CLIPScorer`].
+        keep (`int`, *optional*): How many to return for each prompt; all by default.
+
+    Returns:
+        `list[list[Candidate]]`: for each prompt its best candidates with their scores.
+    """
+    ranked = []
+    for pool, prompt in zip(pools, prompts):
+        scores = scorer([candidate.image for candidate in pool], [prompt] * len(pool))
+        scored = [Candidate(one.image, one.strategy, float(score)) for one, score in zip(pool, scores)]
+        ranked.append(sorted(scored, key=lambda candidate: -candidate.score)[:keep])
+    return ranked
+
+
+def generate_best(
+    model,
+    processor,
+    prompts: list[str],
+    scorer: Callable,
+    candidates=8,
+    keep=1,
+    strategies=STRATEGIES["both"],
+    **arguments,
+) -> list[list[Candidate]]:
+    """
+    The best `keep` of `candidates` pictures for each prompt; see [`draw_candidates`] and [`rank`].
+
+    Raises:
+        ValueError: if more are to be kept than drawn, or as [`draw_candidates`].
+    """
+    if not 1 <= keep <= candidates:
+        raise ValueError(f"expected to keep 1 to {candidates} candidates, got {keep}; draw more or keep fewer")
+    pools = draw_candidates(model, processor, prompts, candidates, strategies, **arguments)
+    return rank(pools, prompts, scorer, keep)

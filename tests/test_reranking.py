@@ -1,0 +1,60 @@
+"""Candidates of several strategies, scored by CLIP: against a direct computation, in order, and never too few."""
+
+import pytest
+import torch
+from conftest import COLOURS, draw
+
+from cm3leon_hf.evaluation.clip_score import CLIPScorer
+from cm3leon_hf.evaluation.reranking import STRATEGIES, draw_candidates, generate_best, rank
+
+PROMPTS = ["a red circle", "blue"]
+
+
+@pytest.fixture(scope="module")
+def scorer(small_clip) -> CLIPScorer:
+    return CLIPScorer(small_clip, None, device="cpu")
+
+
+@torch.no_grad()
+def test_scores_are_cosines(scorer):
+    pictures, texts = [draw(colour, "circle") for colour in COLOURS], [f"a {colour} circle" for colour in COLOURS]
+    scores = scorer(pictures, texts)
+    for picture, text, score in zip(pictures, texts, scores):
+        image = scorer.model.encode_image(scorer.transform(picture)[None])
+        words = scorer.model.encode_text(scorer.tokenizer([text]))
+        assert score == pytest.approx(torch.cosine_similarity(image, words).item(), abs=1e-5)
+    assert len({round(score, 4) for score in scores}) > 1
+    with pytest.raises(ValueError, match="a text for each picture"):
+        scorer(pictures, texts[:1])
+
+
+@pytest.mark.parametrize("name, shares", [("cfg", {3.0: 5}), ("cd-k", {None: 5}), ("both", {3.0: 2, None: 3})])
+def test_strategies_share_the_candidates(model, processor, name, shares):
+    torch.manual_seed(0)
+    pools = draw_candidates(model, processor, PROMPTS, 5, STRATEGIES[name])
+    for pool in pools:
+        drawn = [candidate.strategy.get("guidance_scale") for candidate in pool]
+        assert {scale: drawn.count(scale) for scale in set(drawn)} == shares
+    first, second = ([candidate.image.tobytes() for candidate in pool] for pool in pools)
+    assert not set(first) & set(second)
+
+
+def test_the_best_come_first(model, processor, scorer):
+    torch.manual_seed(0)
+    pools = draw_candidates(model, processor, PROMPTS, 6, STRATEGIES["both"])
+    for pool, best, prompt in zip(pools, rank(pools, PROMPTS, scorer, keep=3), PROMPTS):
+        expected = sorted(scorer([one.image for one in pool], [prompt] * 6), reverse=True)[:3]
+        assert [one.score for one in best] == pytest.approx(expected)
+        assert all(one.image in [other.image for other in pool] for one in best)
+    torch.manual_seed(0)
+    at_once = generate_best(model, processor, PROMPTS, scorer, candidates=6, keep=1)
+    assert [pool[0].score for pool in at_once] == pytest.approx(
+        [best[0].score for best in rank(pools, PROMPTS, scorer)]
+    )
+
+
+def test_too_few_candidates_are_refused(model, processor, scorer):
+    with pytest.raises(ValueError, match="each of 2 strategies"):
+        draw_candidates(model, processor, PROMPTS, 1, STRATEGIES["both"])
+    with pytest.raises(ValueError, match="keep 1 to 4"):
+        generate_best(model, processor, PROMPTS, scorer, candidates=4, keep=5)
