@@ -1,10 +1,13 @@
 """generate(): prepares the branches of guidance and the logits processors, then calls the stock loop."""
 
+from functools import partial
+
 import torch
 from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation import GenerationMode
 
 from .generation_branches import GUIDANCE_ARGUMENTS, branches, choose_guidance
+from .generation_jacobi import speculative_jacobi
 from .logits_processors import (
     ContrastiveLogitsProcessor,
     KnownTokenLogitsProcessor,
@@ -39,6 +42,7 @@ class CM3LeonGenerationMixin(GenerationMixin):
         contrastive_k: int | None = None,
         known_ids: torch.LongTensor | None = None,
         text_pieces: list[list[list[int]]] | None = None,
+        jacobi_window: int | None = None,
         **kwargs,
     ):
         r"""
@@ -67,6 +71,8 @@ class CM3LeonGenerationMixin(GenerationMixin):
             known_ids (`torch.LongTensor` of shape `(batch, new_length)`, *optional*): Image ids to come where they are
                 known, -1 where they are free, from [`CM3LeonProcessor.for_infilling`]; image mode then ends with them.
             text_pieces (`list`, *optional*): Text between the holes, from [`CM3LeonProcessor.for_infilling`].
+            jacobi_window (`int`, *optional*): Draws images by speculative Jacobi decoding with so many drafts a pass:
+                fewer passes, the same distribution.
             kwargs: All of transformers' arguments.
 
         Returns:
@@ -122,6 +128,11 @@ class CM3LeonGenerationMixin(GenerationMixin):
             kwargs |= {"guidance": LogitsProcessorList([modality, guidance])} | self._branch_inputs(others, length)
         if mode == "image":
             kwargs["image_logits_only"] = True
+        if jacobi_window is not None:
+            _check_jacobi(jacobi_window, mode, generation_config)
+            kwargs["custom_generate"] = partial(
+                speculative_jacobi, window=jacobi_window, streamer=kwargs.get("streamer")
+            )
         ids, attention_mask = ids.to(self.device), attention_mask.to(self.device)
         if _may_share_prefix(generation_config, kwargs) and length > 1:
             kwargs["past_key_values"] = self._shared_prefix(ids, attention_mask, generation_config, kwargs)
@@ -221,6 +232,17 @@ def _may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
         and not config.prefill_chunk_size
         and not watched
     )
+
+
+def _check_jacobi(window: int, mode: str, config: GenerationConfig) -> None:
+    search = config.get_generation_mode()
+    fits = search in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and config.use_cache is not False
+    if mode != "image" or window < 1 or not fits or config.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"expected jacobi_window >= 1 for images by sampling or greedy search with the dynamic cache, got {window} "
+            f"in {mode!r} mode by {search.value} with use_cache={config.use_cache} and "
+            f"cache_implementation={config.cache_implementation}; leave it out"
+        )
 
 
 def _guidance_values(config: GenerationConfig | None) -> dict:
