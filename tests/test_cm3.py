@@ -113,6 +113,19 @@ def test_every_wording_is_drawn_and_a_seed_fixes_the_draws(transform):
     assert len(plain) == len(CAPTIONS)
 
 
+def test_noise_changes_what_is_read_and_not_what_is_predicted(transform, vocabulary):
+    rows = {"captions": [["a red circle"]] * 300, "codes": [CODES] * 300}
+    batch = transform(image_noise=0.8, span_rate=0.0)(rows)
+    read, predicted = (torch.tensor(batch[name]) for name in ("input_ids", "labels"))
+    clean = transform(span_rate=0.0)(rows)["input_ids"]
+    assert predicted.tolist() == clean and transform(span_rate=0.0)(rows)["labels"] == clean
+    changed = read != predicted
+    assert not changed[~vocabulary.is_image(predicted)].any() and vocabulary.is_image(read[changed]).all()
+    shares = changed[vocabulary.is_image(predicted)].view(300, -1).float().mean(1)
+    assert shares.mean() == pytest.approx(0.4 * 31 / 32, abs=0.03)  # one in 32 draws the token that was there
+    assert shares.min() < 0.1 and shares.max() > 0.6
+
+
 def test_balanced_rows_show_every_group_equally_often():
     groups = ["apple", "hand", "hand", "hand", "apple", "cup"]
     rows = balanced_rows(groups, 3)

@@ -5,7 +5,7 @@
 Every value of the YAML except `generation` is a flag as well. A run that was stopped goes on from its last checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class PretrainArguments:
     span_rate: float = field(default=1.0, metadata={"help": "Mean number of moved spans, clipped to one."})
     whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
     instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
+    image_noise: float = field(default=0.0, metadata={"help": "Largest share of image tokens to read wrongly."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure the loss on."})
 
@@ -81,8 +82,13 @@ def main(args: PretrainArguments, training: TrainingArguments) -> None:
         span_rate=args.span_rate,
         instruction_share=args.instruction_share,
     )
-    splits = training_rows(args), load_dataset(args.dataset, split=args.eval_split)
-    train, held_out = (rows.select_columns(["captions", "codes"]).with_transform(transform) for rows in splits)
+    train, held_out = (
+        rows.select_columns(["captions", "codes"]).with_transform(replace(transform, image_noise=noise))
+        for rows, noise in (
+            (training_rows(args), args.image_noise),
+            (load_dataset(args.dataset, split=args.eval_split), 0.0),
+        )
+    )
     model = build_model(args, config)
     trainer = ThroughputTrainer(
         model=model,

@@ -26,6 +26,10 @@ class CM3Transform:
         whole_segment, span_rate (`float`): See [`~cm3leon_hf.data.cm3.draw_span`].
         instruction (`str`): Stands in front of a caption that is masked whole, as a captioning prompt has it.
         instruction_share (`float`): Share of documents with the instruction.
+        image_noise (`float`): Replaces image tokens that the model reads, not those that it predicts, by random ones:
+            of each document a share drawn from [0, `image_noise`]. Ours, for small corpora: exact image tokens name
+            the training picture that they come from, so without noise a model learns pictures by heart from their own
+            beginnings and hardly looks at the caption.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -35,10 +39,22 @@ class CM3Transform:
     span_rate: float = 1.0
     instruction: str = "Describe the given picture."
     instruction_share: float = 0.0
+    image_noise: float = 0.0
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list[list[int]]]:
-        """Rows with `captions` (lists of wordings) and `codes` to `input_ids`."""
-        return {"input_ids": [self.document(*row) for row in zip(rows["captions"], rows["codes"])]}
+        """Rows with `captions` (lists of wordings) and `codes` to `input_ids` and `labels`."""
+        documents = [self.document(*row) for row in zip(rows["captions"], rows["codes"])]
+        return {"input_ids": [self.noisy(ids) for ids in documents], "labels": documents}
+
+    def noisy(self, ids: list[int]) -> list[int]:
+        """A document with some of its image tokens replaced."""
+        if not self.image_noise:
+            return ids
+        noisy = np.array(ids)
+        hit = self.rng.random(len(ids)) < self.rng.uniform(0, self.image_noise)
+        hit &= noisy >= self.vocabulary.text_size
+        noisy[hit] = self.rng.integers(self.vocabulary.text_size, self.vocabulary.size, hit.sum())
+        return noisy.tolist()
 
     def document(self, captions: list[str], codes: list[int]) -> list[int]:
         caption = captions[self.rng.integers(len(captions))]
