@@ -46,10 +46,12 @@ class PretrainArguments:
 
 
 def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
+    vqgan = CM3LeonVQGAN.from_pretrained(args.vqgan, dtype=torch.bfloat16)
+    config.image_vocab_size = vqgan.config.num_embeddings  # known only when its codebook is trained
     return CM3LeonProcessor(
         AutoImageProcessor.from_pretrained(args.vqgan),
         AutoTokenizer.from_pretrained(args.tokenizer),
-        CM3LeonVQGAN.from_pretrained(args.vqgan, dtype=torch.bfloat16),
+        vqgan,
         text_vocab_size=config.text_vocab_size,
         image_vocab_size=config.image_vocab_size,
         image_grid_size=config.image_grid_size,

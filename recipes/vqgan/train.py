@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from datasets import load_dataset
+from tqdm import tqdm
 from transformers import TrainingArguments
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonVQGAN, CM3LeonVQGANConfig
 from cm3leon_hf.images import default_image_processor, read_image
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
+from cm3leon_hf.training.codebook import keep_codes
 from cm3leon_hf.training.vqgan import VQGANLossConfig, VQGANObjective, VQGANTrainer
 
 
@@ -24,6 +26,7 @@ from cm3leon_hf.training.vqgan import VQGANLossConfig, VQGANObjective, VQGANTrai
 class DataArguments:
     dataset: str = field(metadata={"help": "Folder or hub name of an image data set that load_dataset reads."})
     vqgan: dict = field(metadata={"help": "Fields of CM3LeonVQGANConfig (in the YAML)."})
+    init_from: str = field(default="", metadata={"help": "VQGAN folder to start from; another codebook starts anew."})
     image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure PSNR on."})
@@ -34,9 +37,25 @@ def pixels(rows: dict, processor, column: str) -> dict:
     return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
 
+def build_vqgan(data: DataArguments) -> CM3LeonVQGAN:
+    config = CM3LeonVQGANConfig(**data.vqgan)
+    if not data.init_from:
+        return CM3LeonVQGAN(config)
+    return CM3LeonVQGAN.from_pretrained(
+        data.init_from, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+
+
+def used_codes(vqgan: CM3LeonVQGAN, batches) -> torch.LongTensor:
+    counts = torch.zeros(vqgan.config.num_embeddings, dtype=torch.long)
+    for batch in tqdm(batches, desc="which codes are used"):
+        counts += vqgan.encode(batch["pixel_values"]).flatten().bincount(minlength=len(counts)).cpu()
+    return counts.nonzero().flatten()
+
+
 def main(data: DataArguments, losses: VQGANLossConfig, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
-    vqgan = CM3LeonVQGAN(CM3LeonVQGANConfig(**data.vqgan))
+    vqgan = build_vqgan(data)
     processor = default_image_processor(vqgan.config)
     splits = load_dataset(data.dataset).select_columns([data.image_column])
     splits.set_transform(lambda rows: pixels(rows, processor, data.image_column))
@@ -48,6 +67,9 @@ def main(data: DataArguments, losses: VQGANLossConfig, training: TrainingArgumen
         compute_metrics=lambda result: {"psnr": float(np.mean(result.predictions))},
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
+    used = used_codes(vqgan.eval(), trainer.get_test_dataloader(splits[data.train_split]))
+    print(f"{len(used)} of {vqgan.config.num_embeddings} codes draw the training split; the others are dropped")
+    keep_codes(vqgan, used)
     vqgan.save_pretrained(training.output_dir)
     processor.save_pretrained(training.output_dir)
     print(f"VQGAN in {training.output_dir}: {trainer.evaluate()}")

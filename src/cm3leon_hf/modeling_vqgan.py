@@ -169,19 +169,25 @@ class Decoder(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest codebook vector, with a straight-through gradient (van den Oord et al. 2017)."""
+    """
+    Nearest codebook vector, with a straight-through gradient (van den Oord et al. 2017).
+
+    A code may cost something on top of its squared distance: training with an entropy weight sets `rates` so that rare
+    codes must be worth their bits (entropy-constrained vector quantisation, Chou et al. 1989). Zeros are plain VQ.
+    """
 
     def __init__(self, config: CM3LeonVQGANConfig):
         super().__init__()
         self.commitment_cost = config.commitment_cost
         self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
+        self.register_buffer("rates", torch.zeros(config.num_embeddings))
 
     def nearest(self, latents: torch.Tensor) -> torch.LongTensor:
         """`(batch, embed_dim, h, w)` latents to `(batch, h * w)` codes, computed in float32."""
         flat = latents.flatten(2).transpose(1, 2).float()
         codebook = self.embedding.weight.float()
         # |z - e|² without |z|², which is the same for every e
-        return (codebook.square().sum(1) - 2 * flat @ codebook.T).argmin(-1)
+        return (codebook.square().sum(1) + self.rates.float() - 2 * flat @ codebook.T).argmin(-1)
 
     def lookup(self, codes: torch.LongTensor, grid: tuple[int, int]) -> torch.Tensor:
         """`(batch, h * w)` codes to `(batch, embed_dim, h, w)` codebook vectors."""
@@ -236,6 +242,8 @@ class CM3LeonVQGAN(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             bound = 1 / self.config.num_embeddings
             init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, VectorQuantizer):
+            init.zeros_(module.rates)  # checkpoints of others have none
         else:
             super()._init_weights(module)
 

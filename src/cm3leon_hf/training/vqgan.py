@@ -16,8 +16,9 @@ from .perceptual import PerceptualLoss
 
 @dataclass
 class VQGANLossConfig:
-    """Weights of the VQGAN's losses (Esser et al. 2021, section 3.1); zero leaves a loss out."""
+    """Weights of the VQGAN's losses (Esser et al. 2021, section 3.1) and of its codes' entropy; zero leaves one out."""
 
+    entropy_weight: float = 0.0
     l1_weight: float = 1.0
     l2_weight: float = 0.0
     adversarial_weight: float = 0.8
@@ -40,7 +41,9 @@ class VQGANObjective(nn.Module):
         super().__init__()
         self.vqgan, self.loss_config = vqgan, loss_config
         vqgan.quantize.embedding.requires_grad_(False)  # moving averages, not gradients, move the codebook
-        self.codebook = CodebookLearner(vqgan.config.num_embeddings, vqgan.config.embed_dim)
+        self.codebook = CodebookLearner(
+            vqgan.config.num_embeddings, vqgan.config.embed_dim, entropy_weight=loss_config.entropy_weight
+        )
         self.discriminator = PatchDiscriminator(
             vqgan.config.in_channels, loss_config.discriminator_channels, loss_config.discriminator_layers
         )
@@ -58,14 +61,14 @@ class VQGANObjective(nn.Module):
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
         latents = self.vqgan.latents(pixel_values)
         if self.training:
-            self.codebook.start(self.vqgan.quantize.embedding, latents)
+            self.codebook.start(self.vqgan.quantize, latents)
         quantized, codes, commitment = self.vqgan.quantize(latents)
         drawn = self.vqgan.decoder(self.vqgan.post_quant_conv(quantized)).float()
         losses = {"commitment": commitment, "reconstruction": self.reconstruction(pixel_values, drawn)}
         if self.training and self.step >= self.loss_config.adversarial_start:
             losses |= self.adversarial(pixel_values, drawn, losses["reconstruction"])
         if self.training:
-            self.codebook.update(self.vqgan.quantize.embedding, latents, codes)
+            self.codebook.update(self.vqgan.quantize, latents, codes)
             self.step += 1
         return {"loss": sum(losses.values()), "psnr": psnr(pixel_values, drawn.detach())} | losses
 
