@@ -3,15 +3,12 @@
 import torch
 from PIL import Image
 
-try:
-    import open_clip
-except ImportError as error:
-    raise ImportError("scoring by CLIP needs open_clip_torch; pip install 'cm3leon_hf[eval]'") from error
+from ..retrieval.encoder import CLIPEncoder
 
 
-class CLIPScorer:
+class CLIPScorer(CLIPEncoder):
     """
-    Cosine similarity of pictures and texts under a frozen CLIP.
+    Cosine similarity of pictures and texts under a frozen CLIP, in float32.
 
     Args:
         model (`str`): A model of open_clip, such as `"ViT-B-32"`, or `"hf-hub:…"` or `"local-dir:…"`, which bring
@@ -24,21 +21,8 @@ class CLIPScorer:
     """
 
     def __init__(self, model: str = "ViT-B-32", pretrained: str | None = "openai", device=None):
-        self.device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained, device=self.device)
-        self.model.eval()
-        self.tokenizer = open_clip.get_tokenizer(model)
-
-    @torch.no_grad()
-    def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
-        """Unit vectors `(images, width)`."""
-        pixels = torch.stack([self.transform(image) for image in images]).to(self.device)
-        return self.model.encode_image(pixels, normalize=True)
-
-    @torch.no_grad()
-    def embed_texts(self, texts: list[str]) -> torch.Tensor:
-        """Unit vectors `(texts, width)`."""
-        return self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True)
+        super().__init__(model, pretrained, device, torch.float32)
+        self.arguments = (model, pretrained, device)
 
     def __call__(self, images: list[Image.Image], texts: list[str]) -> list[float]:
         """

@@ -1,0 +1,217 @@
+"""Retrieved documents for every training row and every prompt (paper, section 2.1)."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from .documents import content_key, read_picture
+from .encoder import CLIPEncoder
+from .memory_bank import MemoryBank
+
+DEEPEST = 1024  # candidates of one query at most, however many of them are skipped
+
+
+class Found(NamedTuple):
+    """A document's row in the bank, its inner product with the query that found it, and its vector."""
+
+    row: int
+    score: float
+    vector: np.ndarray
+
+
+class Source(NamedTuple):
+    """What a query came from, so that it does not retrieve itself: its `id` and [`content_key`]."""
+
+    id: str
+    content: int
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalAugmenter:
+    """
+    Adds the column `retrieved` to batches of rows; for `datasets.map(batched=True)` and `set_transform`.
+
+    A row has two queries: its picture's unit vector and its text's. Each takes `per_query` documents, the picture
+    first, from its most relevant candidates: those with text and picture before others, then by inner product. Skipped
+    are documents that score above `max_score`, copies of the row, and those too similar to one already taken. Of all
+    that is taken, training draws `count` at random; otherwise the `count` with the highest scores stay.
+
+    The draws depend on the seed and on the row's own content, so the same rows get the same documents in any order, in
+    batches of any size, and with any number of workers (up to the rounding of the encoder, which may depend on the
+    batch). For other draws in another epoch, use `dataclasses.replace(augmenter, seed=epoch)`.
+
+    Args:
+        bank ([`MemoryBank`]): What to retrieve from; a saved one, if workers are to share it.
+        encoder ([`CLIPEncoder`]): The one that made the bank's vectors.
+        training (`bool`): Whether to drop tokens of the queries, and draw among the documents.
+        count (`int`): Documents for each row, if there are so many; from 0 to `2 * per_query`.
+        seed (`int`): Fixes all draws; 0 or more.
+        per_query (`int`): Documents that the picture and the text retrieve, each.
+        max_score (`float`): The highest inner product of a document with its query. Ours: also the highest cosine of
+            two documents of one row. The cosine, for a document's vector is a mean shorter than 1, and the inner
+            product of two copies would not reach the limit.
+        query_dropout (`float`): Share of each query's tokens that training drops.
+        candidates (`int`): Most relevant documents among which those with text and picture come first. Ours: if too
+            few of them may be taken, four times as many are searched, up to 1024.
+
+    Raises:
+        ValueError: for another encoder than the bank's, or a count out of range.
+    """
+
+    bank: MemoryBank
+    encoder: CLIPEncoder
+    training: bool = True
+    count: int = 3
+    seed: int = 0
+    per_query: int = 2
+    max_score: float = 0.9
+    query_dropout: float = 0.2
+    candidates: int = 32
+
+    def __post_init__(self):
+        if self.encoder.name != self.bank.encoder:
+            raise ValueError(f"expected the bank's encoder {self.bank.encoder}, got {self.encoder.name}; build it anew")
+        if not 0 <= self.count <= 2 * self.per_query:
+            raise ValueError(f"expected a count from 0 to {2 * self.per_query}, got {self.count}; raise per_query")
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        """
+        Rows to the same rows with `retrieved`.
+
+        Args:
+            rows (`dict[str, list]`): Columns `text` or `image` or both, and `id` and `codes` if there are any. Without
+                a picture in `image`, codes alone are no query.
+
+        Returns:
+            The columns and `retrieved`: for each row a list of documents, best first, each a `dict` with `id`,
+            `text`, `codes`, `image`, `licence` and `score`. In `datasets.map`, give this column the feature
+            [`~cm3leon_hf.retrieval.documents.RETRIEVED`].
+
+        Raises:
+            ValueError: for a picture that cannot be read, or an empty bank.
+        """
+        examples = [dict(zip(rows, values)) for values in zip(*rows.values())]
+        return {**rows, "retrieved": self.retrieve(examples)}
+
+    def for_prompts(self, prompts: list[str], count: int = 2) -> list[list[dict]]:
+        """
+        Documents for prompts at generation: the `count` best for each, without dropout or draws.
+
+        Args:
+            prompts (`list[str]`): What to draw.
+            count (`int`): 0, 1 or 2 in the paper; up to `per_query`.
+
+        Returns:
+            For each prompt its documents, best first, as `__call__` gives them.
+
+        Raises:
+            ValueError: for an empty prompt, an empty bank, or a count out of range.
+        """
+        if not all(prompt.strip() for prompt in prompts):
+            raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
+        if not 0 <= count <= self.per_query:
+            raise ValueError(f"expected a count from 0 to {self.per_query}, got {count}; raise per_query")
+        return replace(self, training=False, count=count).retrieve([{"text": prompt} for prompt in prompts])
+
+    def retrieve(self, examples: list[dict]) -> list[list[dict]]:
+        """Documents for rows, each a `dict` with `text`, `image`, `codes` and `id` as far as it has them."""
+        pictures = [read_picture(example.get("image")) for example in examples]
+        texts = [example.get("text") for example in examples]
+        sources = [
+            Source(str(example.get("id", "")), content_key(example.get("codes"), picture, example.get("text")))
+            for example, picture in zip(examples, pictures)
+        ]
+        rngs = [self.generator(source, text) for source, text in zip(sources, texts)]
+        queries = zip(
+            self._embed(self.encoder.embed_images, pictures, rngs), self._embed(self.encoder.embed_texts, texts, rngs)
+        )
+        return self._fetch(self.select(list(queries), sources, rngs))
+
+    def generator(self, source: Source, text: str | None) -> np.random.Generator:
+        """The row's own source of draws."""
+        words = hashlib.blake2b(f"{source.id}\0{text}".encode(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, source.content, int.from_bytes(words, "little")])
+
+    def select(
+        self,
+        queries: list[tuple[np.ndarray | None, np.ndarray | None]],
+        sources: list[Source],
+        rngs: list[np.random.Generator],
+    ) -> list[list[Found]]:
+        """
+        The strategy, from the queries' vectors on.
+
+        Args:
+            queries (`list[tuple]`): For each row its picture's vector and its text's, `(dimension,)` or `None`.
+            sources (`list[Source]`): What each row is.
+            rngs (`list[np.random.Generator]`): Each row's source of draws; not touched outside training.
+
+        Returns:
+            For each row what is retrieved, best first.
+        """
+        asked = [query for pair in queries for query in pair if query is not None]
+        if not asked or not self.count:
+            return [[] for _ in queries]
+        depth = min(self.candidates, len(self.bank))
+        pools = iter(self.bank.search(np.stack(asked), max(depth, 1))[1])
+        selected = []
+        for pair, source, rng in zip(queries, sources, rngs):
+            taken = []
+            for query in pair:
+                if query is not None:
+                    taken += self._take(query, next(pools), source, taken)
+            selected.append(self._choose(taken, rng))
+        return selected
+
+    def _take(self, query: np.ndarray, pool: np.ndarray, source: Source, taken: list[Found]) -> list[Found]:
+        """The first documents of the pool that may be taken; of a deeper pool if they are too few."""
+        accepted = self._accept(query, pool, source, taken)
+        if len(accepted) == self.per_query or len(pool) >= min(DEEPEST, len(self.bank)):
+            return accepted
+        deeper = self.bank.search(query[None], min(4 * len(pool), DEEPEST, len(self.bank)))[1][0]
+        return self._take(query, deeper, source, taken)
+
+    def _accept(self, query: np.ndarray, pool: np.ndarray, source: Source, taken: list[Found]) -> list[Found]:
+        pool = pool[pool >= 0]  # a compressed index may find fewer than it is asked for
+        vectors = self.bank.vectors(pool)
+        scores = vectors @ query
+        accepted = []
+        for at in np.lexsort((pool, -scores, ~self.bank.multimodal[pool])):
+            found = Found(int(pool[at]), float(scores[at]), vectors[at])
+            if len(accepted) < self.per_query and self._may_take(found, source, taken + accepted):
+                accepted.append(found)
+        return accepted
+
+    def _may_take(self, found: Found, source: Source, taken: list[Found]) -> bool:
+        if found.score > self.max_score or any(_cosine(found, other) > self.max_score for other in taken):
+            return False
+        return not self.bank.is_copy(found.row, source.id, source.content)
+
+    def _choose(self, taken: list[Found], rng: np.random.Generator) -> list[Found]:
+        if self.training:
+            taken = [taken[at] for at in rng.choice(len(taken), min(self.count, len(taken)), replace=False)]
+        return sorted(taken, key=lambda found: (-found.score, found.row))[: self.count]
+
+    def _embed(self, embed, values: list, rngs: list[np.random.Generator]) -> list[np.ndarray | None]:
+        """Unit vectors of what is there, in training with query dropout, and `None` for what is not."""
+        there = [at for at, value in enumerate(values) if value is not None]
+        dropout = {"rngs": [rngs[at] for at in there], "dropout": self.query_dropout} if self.training else {}
+        vectors = embed([values[at] for at in there], **dropout).cpu().numpy()
+        embedded = dict(zip(there, vectors))
+        return [embedded.get(at) for at in range(len(values))]
+
+    def _fetch(self, selected: list[list[Found]]) -> list[list[dict]]:
+        """The documents behind what is selected, all read at once."""
+        rows = sorted({found.row for one in selected for found in one})
+        documents = dict(zip(rows, self.bank.fetch(rows)))
+        return [[documents[found.row] | {"score": found.score} for found in one] for one in selected]
+
+
+def _cosine(one: Found, other: Found) -> float:
+    lengths = np.linalg.norm(one.vector) * np.linalg.norm(other.vector)
+    return float(one.vector @ other.vector / max(lengths, np.finfo(np.float32).tiny))
+
+
+__all__ = ["RetrievalAugmenter"]

@@ -1,0 +1,344 @@
+"""The memory bank: documents on disk, and an index that finds those with the largest inner product."""
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from .bank_files import (
+    DOCUMENTS,
+    INDEX,
+    MANIFEST,
+    SKIPPED,
+    VECTORS,
+    check_files,
+    checksum,
+    new_folder,
+    read_documents,
+    read_manifest,
+    read_vectors,
+    remove_folder,
+    write_documents,
+    write_manifest,
+    write_vectors,
+)
+from .documents import PUBLIC, check_ids, make_documents
+from .encoder import CLIPEncoder
+from .extra import Dataset, IterableDataset, concatenate_datasets, pa, pc
+from .indexes import FLAT, checked_vectors, choose_factory, read_index, trained_index, write_index
+
+REFINE = 8  # a compressed index proposes so many times k documents, and their exact vectors decide
+CHUNK = 65536  # vectors held in memory while banks are merged
+
+
+class MemoryBank:
+    """
+    Documents and a FAISS index of their vectors.
+
+    Make one with [`build`], [`from_vectors`], [`load`] or [`merge`]. A saved or loaded bank pickles as its folder, so
+    that workers map one copy into memory.
+
+    Args:
+        documents (`datasets.Dataset`): What [`~cm3leon_hf.retrieval.documents.make_documents`] makes.
+        index (`faiss.Index`): Their vectors, in the same order.
+        encoder (`str`): Name of the encoder that made the vectors.
+        factory (`str`): FAISS's name of the index.
+        exact (`np.ndarray` of shape `(documents, dimension)`, *optional*): The vectors, if the index has compressed
+            ones.
+        skipped (`list[dict]`): `id` and `reason` of each row of the source that is not in the bank.
+    """
+
+    def __init__(self, documents: Dataset, index, encoder: str, factory: str, exact=None, skipped=()):
+        self.documents, self.index, self.encoder, self.factory = documents, index, encoder, factory
+        self._exact, self._skipped = exact, list(skipped)
+        self.folder: Path | None = None
+
+    @classmethod
+    def from_vectors(
+        cls, documents: Iterable[dict], vectors: np.ndarray, encoder: str, factory: str | None = None, skipped=()
+    ) -> "MemoryBank":
+        """
+        A bank in memory.
+
+        Args:
+            documents (`Iterable[dict]`): See [`~cm3leon_hf.retrieval.documents.make_documents`].
+            vectors (`np.ndarray` of shape `(documents, dimension)`): By `encoder.encode`.
+            encoder (`str`): `encoder.name`.
+            factory (`str`, *optional*): A factory string of FAISS; Flat below a million documents, by default.
+
+        Raises:
+            ValueError: for documents that [`make_documents`] refuses, ids that occur twice, NaN, another number of
+                vectors than documents, or vectors of width 0.
+        """
+        documents, vectors = _matching(documents, vectors)
+        factory = factory or choose_factory(*vectors.shape)
+        index = trained_index(factory, *vectors.shape, vectors.__getitem__)
+        index.add(vectors)
+        return cls(documents, index, encoder, factory, None if factory == FLAT else vectors, skipped)
+
+    @classmethod
+    def build(
+        cls,
+        source: Dataset | IterableDataset,
+        encoder: CLIPEncoder,
+        folder: str | PathLike,
+        shard_size: int = 50_000,
+        factory: str | None = None,
+    ) -> "MemoryBank":
+        """
+        Builds a bank in `folder`, through shards in a folder beside it that goes at the end.
+
+        A build that was stopped, however hard, does the missing shards only, and gives the same bank as an unbroken
+        one. To spread a build over machines, let each of them run [`~cm3leon_hf.retrieval.building.write_shards`] into
+        `{folder}.shards`, and then one this.
+
+        Args:
+            source (`datasets.Dataset` or `datasets.IterableDataset`): Rows as in
+                [`~cm3leon_hf.retrieval.documents.encode_rows`], the same in every run.
+            encoder ([`CLIPEncoder`]): Makes the vectors.
+            folder (path): Appears whole at the end, and takes the place of a bank that is there.
+            shard_size (`int`): Rows in a shard: what a stopped build may lose. All shards are mapped at the end, so
+                hundreds of millions of rows want larger ones.
+            factory (`str`, *optional*): A factory string of FAISS; chosen by size, by default.
+
+        Returns:
+            [`MemoryBank`]: mapped from the folder. Its `skipped` lists the rows whose pictures could not be read.
+
+        Raises:
+            ValueError: for a source without a readable row, for ids that occur twice, and as
+                [`~cm3leon_hf.retrieval.building.write_shards`].
+        """
+        from .building import SHARDS, write_shards  # it writes banks
+
+        shards = Path(f"{folder}.shards")
+        write_shards(source, encoder, shards, shard_size)
+        bank = cls.merge([cls.load(path, encoder.name) for path in sorted(shards.glob(SHARDS))], folder, factory)
+        remove_folder(shards)
+        return bank
+
+    @classmethod
+    def load(cls, folder: str | PathLike, encoder: str | None = None, verify: bool = False) -> "MemoryBank":
+        """
+        Maps a saved bank into memory.
+
+        Sizes are always compared with the manifest. Checksums are not, since that reads every byte, which takes
+        seconds for a million documents and an hour for hundreds of millions: ask for it after a copy.
+
+        Args:
+            folder (path): What [`save`] wrote.
+            encoder (`str`, *optional*): `encoder.name` of the encoder that queries will come from.
+            verify (`bool`): Whether to compare checksums too.
+
+        Raises:
+            ValueError: naming what is missing, truncated, damaged, or other than the manifest or you say.
+        """
+        folder = Path(folder).resolve()
+        manifest = read_manifest(folder)
+        files = manifest["files"]
+        check_files(folder, files, verify)
+        documents = read_documents([folder / name for name in sorted(files) if name.endswith(".arrow")])
+        exact = read_vectors(folder / VECTORS) if VECTORS in files else None
+        bank = cls(documents, read_index(folder / INDEX, mapped=True), manifest["encoder"], manifest["factory"], exact)
+        _check_manifest(bank, manifest, encoder)
+        bank.folder = folder
+        return bank
+
+    @classmethod
+    def merge(cls, banks: list["MemoryBank"], folder: str | PathLike, factory: str | None = None) -> "MemoryBank":
+        """
+        Writes one bank with the documents of several, in their order, and loads it.
+
+        The index is made anew for the whole size: it is trained on a sample of the vectors and takes them bank by bank,
+        so memory holds the index and a sample, never all vectors of a compressed bank.
+
+        Args:
+            banks (`list[MemoryBank]`): Banks of one encoder.
+            folder (path): Appears whole at the end, and takes the place of a bank that is there.
+            factory (`str`, *optional*): A factory string of FAISS; chosen by size, by default.
+
+        Raises:
+            ValueError: if there is no document, encoders or dimensions differ, or an id occurs twice.
+        """
+        if not sum(len(bank) for bank in banks):
+            raise ValueError("expected banks with documents, got none; check the source")
+        kinds = {(bank.encoder, bank.dimension) for bank in banks}
+        if len(kinds) > 1:
+            raise ValueError(f"expected banks of one encoder and dimension, got {sorted(kinds)}; build them alike")
+        check_ids([bank.ids for bank in banks])
+        shape = sum(len(bank) for bank in banks), banks[0].dimension
+        factory = factory or choose_factory(*shape)
+        index = trained_index(factory, *shape, partial(_take, banks))
+        for chunk in _chunks(banks):
+            index.add(chunk)
+        merged = cls(None, index, banks[0].encoder, factory, skipped=[row for bank in banks for row in bank.skipped])
+        _write(Path(folder), merged, [bank.documents for bank in banks], None if factory == FLAT else _chunks(banks))
+        return cls.load(folder)
+
+    def __len__(self) -> int:
+        return self.index.ntotal
+
+    def __reduce__(self):
+        if self.folder is None:
+            raise ValueError("expected a saved bank, got one in memory, which workers cannot share; save it first")
+        return _reopen, (str(self.folder), checksum(self.folder / MANIFEST))
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return self.index.d
+
+    @property
+    def skipped(self) -> list[dict]:
+        """`id` and `reason` of each row of the source that could not be read."""
+        return json.loads((self.folder / SKIPPED).read_text("utf-8")) if self.folder is not None else self._skipped
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        return self.documents.data.column("id")
+
+    @cached_property
+    def multimodal(self) -> np.ndarray:
+        """Which documents have a text and a picture: `bool` of shape `(documents,)`."""
+        text, codes, image = (pc.is_valid(self.documents.data.column(name)) for name in ("text", "codes", "image"))
+        return pc.and_(text, pc.or_(codes, image)).to_numpy()
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The documents with the largest inner products, best first.
+
+        A compressed index proposes eight times as many, and their exact vectors decide.
+
+        Args:
+            queries (`np.ndarray` of shape `(queries, dimension)`): float32.
+            k (`int`): From 1 to the number of documents.
+
+        Returns:
+            Scores (float32) and row numbers (int64), `(queries, k)`. A compressed index may find fewer than k: then
+            the last rows are -1 and their scores -inf.
+
+        Raises:
+            ValueError: for an empty bank, a wrong k, or queries that are NaN or of another dimension.
+        """
+        if not len(self):
+            raise ValueError("expected a bank with documents, got an empty one; add documents first")
+        if not 1 <= k <= len(self):
+            raise ValueError(f"expected k from 1 to the bank's {len(self)} documents, got {k}")
+        queries = checked_vectors(queries, self.dimension)
+        if self._exact is None:
+            return self.index.search(queries, k)
+        return self._refined(queries, self.index.search(queries, min(len(self), REFINE * k))[1], k)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The exact vectors of some rows, `(rows, dimension)`."""
+        if self._exact is not None:
+            return self._exact[rows]
+        return self.index.reconstruct_batch(np.asarray(rows, np.int64))
+
+    def fetch(self, rows: list[int]) -> list[dict]:
+        """Some documents, each with `id`, `text`, `codes`, `image` and `licence`."""
+        columns = self.documents.select_columns(list(PUBLIC))[rows]
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+    def is_copy(self, row: int, id: str, content: int) -> bool:
+        """Whether a document has this id, or this content; see [`~cm3leon_hf.retrieval.documents.content_key`]."""
+        contents = self.documents.data.column("content")
+        return contents[row].as_py() == content or self.ids[row].as_py() == id
+
+    def add(self, documents: Iterable[dict], vectors: np.ndarray) -> None:
+        """
+        Adds documents in memory; [`save`] keeps them. The index stays of its kind: [`merge`] chooses it anew.
+
+        Raises:
+            ValueError: as [`from_vectors`], and for ids that are in the bank, or vectors of another dimension.
+        """
+        documents, vectors = _matching(documents, vectors, self.dimension)
+        check_ids([self.ids, documents.data.column("id")])
+        skipped = self.skipped
+        if self.folder is not None:
+            self.index = read_index(self.folder / INDEX, mapped=False)  # a mapped one takes nothing
+        self.index.add(vectors)
+        self._exact = None if self._exact is None else np.concatenate([self._exact, vectors])
+        self.documents = concatenate_datasets([self.documents, documents])
+        self.folder, self._skipped = None, skipped
+        self.__dict__.pop("multimodal", None)
+
+    def save(self, folder: str | PathLike) -> None:
+        """
+        Writes the bank; the folder appears whole at the end, and takes the place of a bank that is there.
+
+        It holds `index.faiss`, `documents-….arrow`, `skipped.json`, for a compressed index `vectors.npy`, and
+        `manifest.json` with the encoder's name, dimension, metric, counts, and each file's size and checksum.
+
+        Raises:
+            ValueError: if something other than a bank lies there.
+        """
+        _write(Path(folder), self, [self.documents], None if self._exact is None else [self._exact])
+        self.folder = Path(folder).resolve()
+
+    def _refined(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.einsum("qd,qkd->qk", queries, self.vectors(rows))
+        scores[rows < 0] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+
+def _reopen(folder: str, manifest: str) -> MemoryBank:
+    if checksum(Path(folder) / MANIFEST) != manifest:
+        raise ValueError(f"expected the memory bank that was in {folder}, got another; load it again")
+    return MemoryBank.load(folder)
+
+
+def _write(folder: Path, bank: MemoryBank, documents: list[Dataset], vectors: Iterable[np.ndarray] | None) -> None:
+    """Writes a bank's index beside documents, one file for each data set, and exact vectors."""
+    with new_folder(folder) as part:
+        write_index(bank.index, part / INDEX)
+        for number, rows in enumerate(documents):
+            write_documents(rows, part / DOCUMENTS.format(number))
+        if vectors is not None:
+            write_vectors(vectors, part / VECTORS, (len(bank), bank.dimension))
+        (part / SKIPPED).write_text(json.dumps(bank.skipped, indent=1), "utf-8")
+        facts = {"encoder": bank.encoder, "dimension": bank.dimension, "factory": bank.factory, "count": len(bank)}
+        write_manifest(part, facts | {"skipped": len(bank.skipped)})
+
+
+def _take(banks: list[MemoryBank], rows: np.ndarray) -> np.ndarray:
+    """The vectors of ascending `rows`, counted through all banks."""
+    stops = np.cumsum([len(bank) for bank in banks])
+    parts = np.split(rows, np.searchsorted(rows, stops[:-1]))
+    return np.concatenate([bank.vectors(part - stop + len(bank)) for bank, part, stop in zip(banks, parts, stops)])
+
+
+def _chunks(banks: list[MemoryBank]) -> Iterator[np.ndarray]:
+    """All vectors in their order, `(at most CHUNK, dimension)` at a time."""
+    for bank in banks:
+        for start in range(0, len(bank), CHUNK):
+            yield bank.vectors(np.arange(start, min(start + CHUNK, len(bank))))
+
+
+def _matching(documents: Iterable[dict], vectors, dimension: int | None = None) -> tuple[Dataset, np.ndarray]:
+    """Documents and vectors, as many of the ones as of the others, and no id twice."""
+    vectors = np.asarray(vectors)
+    vectors = checked_vectors(vectors, dimension or (vectors.shape[1] if vectors.ndim == 2 else 0))
+    documents = make_documents(documents)
+    if len(documents) != len(vectors):
+        raise ValueError(f"expected a vector for each document, got {len(vectors)} for {len(documents)}; match them")
+    check_ids([documents.data.column("id")])
+    return documents, vectors
+
+
+def _check_manifest(bank: MemoryBank, manifest: dict, encoder: str | None) -> None:
+    found = {"dimension": bank.dimension, "count": len(bank), "documents": len(bank.documents)}
+    wanted = {"dimension": manifest["dimension"], "count": manifest["count"], "documents": manifest["count"]}
+    if bank._exact is not None:
+        found["vectors"], wanted["vectors"] = bank._exact.shape, (manifest["count"], manifest["dimension"])
+    if encoder is not None:
+        found["encoder"], wanted["encoder"] = bank.encoder, encoder
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise ValueError(f"expected {name} {value} of the bank, got {found[name]}; load what belongs together")
+
+
+__all__ = ["MemoryBank"]
