@@ -22,7 +22,7 @@ from cm3leon_hf.progress import TokenProgress
 class SampleArguments:
     dataset: str = field(metadata={"help": "Folder of the emoji data set."})
     out: str = field(metadata={"help": "Picture to write."})
-    model: str = field(default_factory=default_model, metadata={"help": "Model folder; the shipped one by default."})
+    model: str = field(default="", metadata={"help": "Model folder; the shipped one by default."})
     split: str = field(default="heldout_pairs", metadata={"help": "Split whose captions are the prompts."})
     count: int = field(default=24, metadata={"help": "Prompts."})
     guidance_scale: float = field(default=3.0, metadata={"help": "Classifier-free guidance."})
@@ -41,7 +41,8 @@ def held_out_rows(args: SampleArguments) -> list[dict]:
 def main(args: SampleArguments) -> None:
     rows = held_out_rows(args)
     prompts = [row["captions"][0] for row in rows]
-    model, processor = AutoModelForCausalLM.from_pretrained(args.model), AutoProcessor.from_pretrained(args.model)
+    path = args.model or default_model()
+    model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
     set_seed(args.seed)
     ids = model.generate(
         **processor.for_text_to_image(prompts),
