@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GRID_SIZE, IMAGE_SIZE, RESOLUTION, small_vqgan, small_vqgan_config
+from safetensors.torch import save_file
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from cm3leon_hf import CM3LeonVQGAN, CM3LeonVQGANConfig
+from cm3leon_hf.training.codebook import keep_codes
 
 LENGTH = GRID_SIZE**2
 
@@ -23,10 +25,37 @@ def test_it_has_tamings_layers_under_tamings_names(pixels):
     ours = small_vqgan(norm_num_groups=32, **shape)
     janus = JanusVQVAE(JanusVQVAEConfig(embed_dim=4, num_embeddings=IMAGE_SIZE, **shape)).eval()
     weights = {re.sub(r"\.up\.(\d)", lambda m: f".up.{2 - int(m[1])}", k): v for k, v in ours.state_dict().items()}
+    assert not weights.pop("quantize.rates").any()  # plain VQ; theirs has no such thing
     janus.load_state_dict(weights)
     torch.testing.assert_close(ours.latents(pixels), janus.quant_conv(janus.encoder(pixels)))
     latents = torch.randn(2, 8, GRID_SIZE, GRID_SIZE)
     torch.testing.assert_close(ours.decoder(latents), janus.decoder(latents))
+
+
+def test_a_checkpoint_without_rates_is_plain_vq(pixels, tmp_path):
+    vqgan = small_vqgan()
+    vqgan.save_pretrained(tmp_path)
+    weights = {name: weight for name, weight in vqgan.state_dict().items() if name != "quantize.rates"}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = CM3LeonVQGAN.from_pretrained(tmp_path)
+    assert not loaded.quantize.rates.any()
+    assert torch.equal(loaded.encode(pixels), vqgan.encode(pixels))
+
+
+def test_codes_that_draw_nothing_can_be_dropped(pixels, tmp_path):
+    vqgan = small_vqgan()
+    vqgan.quantize.rates.uniform_(0, 0.1)
+    codes = vqgan.encode(pixels)
+    drawn, kept = vqgan.decode(codes), codes.unique()
+    keep_codes(vqgan, kept)
+    vqgan.save_pretrained(tmp_path)
+    fewer = CM3LeonVQGAN.from_pretrained(tmp_path)
+    assert fewer.config.num_embeddings == len(kept) < IMAGE_SIZE
+    assert torch.equal(kept[fewer.encode(pixels)], codes)
+    torch.testing.assert_close(fewer.decode(fewer.encode(pixels)), drawn)
+    for wrong in ([], [1, 1], [0, IMAGE_SIZE]):
+        with pytest.raises(ValueError, match="ascending codes"):
+            keep_codes(small_vqgan(), torch.tensor(wrong, dtype=torch.long))
 
 
 @torch.no_grad()
