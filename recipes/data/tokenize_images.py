@@ -57,9 +57,11 @@ def encode_split(name: str, split: Dataset, args: CodesArguments, vqgan: CM3Leon
         fn_kwargs={"column": args.image_column, "vqgan": vqgan, "processor": processor},
         desc=f"encoding {name}",
     )
-    used = len({code for row in encoded["codes"] for code in row})
+    counts = torch.tensor(encoded["codes"][:]).flatten().bincount(minlength=vqgan.config.num_embeddings)
+    entropy = torch.special.entr(counts / counts.sum()).sum().item()
     print(
-        f"{name}: {len(kept)} pictures, {len(split) - len(kept)} skipped; {used} of {vqgan.config.num_embeddings} codes"
+        f"{name}: {len(kept)} pictures, {len(split) - len(kept)} skipped; {int((counts > 0).sum())} of {len(counts)} "
+        f"codes, {entropy:.2f} nats a code"
     )
     return encoded
 

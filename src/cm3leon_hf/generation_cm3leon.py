@@ -119,11 +119,7 @@ class CM3LeonGenerationMixin(GenerationMixin):
         self._set_length(generation_config, mode, width, tokens, needed)
         ids, attention_mask = _pad_left(prompts, length, vocab.pad_id)
         modality = ModalityLogitsProcessor(vocab, mode, length + generation_config.max_new_tokens)
-        processors = [modality]
-        if known_ids is not None:
-            processors.append(KnownTokenLogitsProcessor(known_ids, length))
-        if text_pieces is not None:
-            processors.append(TextHolesLogitsProcessor(vocab, text_pieces, length))
+        processors = [modality, *_hole_processors(known_ids, text_pieces, length, vocab)]
         if guidance is not None:
             kwargs |= {"guidance": LogitsProcessorList([modality, guidance])} | self._branch_inputs(others, length)
         if mode == "image":
@@ -218,6 +214,13 @@ class CM3LeonGenerationMixin(GenerationMixin):
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
         return LogitsProcessorList([*((model_kwargs or {}).get("guidance") or []), *processors])
+
+
+def _hole_processors(known_ids, text_pieces, length: int, vocabulary: Vocabulary) -> list:
+    """What keeps known tokens in their places while holes are filled; `length` is the prompts'."""
+    images = [] if known_ids is None else [KnownTokenLogitsProcessor(known_ids, length)]
+    texts = [] if text_pieces is None else [TextHolesLogitsProcessor(vocabulary, text_pieces, length)]
+    return images + texts
 
 
 def _may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
