@@ -3,7 +3,8 @@
     python recipes/pretrain/samples.py --dataset data/emoji --out runs/samples.png
 
 The prompts are (concept, style) pairs of a held-out split, each concept once, without skin tones, in an order that a
-hash decides: one sample each, none picked by hand.
+hash decides: one sample each, none picked by hand. With `--retrieve 2` each row shows the artist's picture, what was
+retrieved, and what was drawn without and with it.
 """
 
 import hashlib
@@ -13,9 +14,13 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 from trl import TrlParser
 
-from cm3leon_hf import default_model
+from cm3leon_hf import default_bank, default_clip, default_model
 from cm3leon_hf.grid import draw_grid
 from cm3leon_hf.progress import TokenProgress
+from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
+from cm3leon_hf.retrieval.documents import document_picture
+from cm3leon_hf.retrieval.encoder import CLIPEncoder
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 
 @dataclass
@@ -25,6 +30,10 @@ class SampleArguments:
     model: str = field(default="", metadata={"help": "Model folder; the shipped one by default."})
     split: str = field(default="heldout_pairs", metadata={"help": "Split whose captions are the prompts."})
     count: int = field(default=24, metadata={"help": "Prompts."})
+    retrieve: int = field(default=0, metadata={"help": "Retrieved documents in front of each prompt: 0, 1 or 2."})
+    bank: str = field(default="", metadata={"help": "Memory bank; the shipped one by default."})
+    clip_model: str = field(default="", metadata={"help": "The bank's CLIP; the shipped one by default."})
+    clip_weights: str = field(default="", metadata={"help": "Name or file of its weights."})
     guidance_scale: float = field(default=3.0, metadata={"help": "Classifier-free guidance."})
     top_p: float = field(default=0.9, metadata={"help": "Nucleus sampling."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
@@ -38,14 +47,16 @@ def held_out_rows(args: SampleArguments) -> list[dict]:
     return [rows[names[name]] for name in ordered[: args.count]]
 
 
-def main(args: SampleArguments) -> None:
-    rows = held_out_rows(args)
-    prompts = [row["captions"][0] for row in rows]
-    path = args.model or default_model()
-    model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
+def find_documents(args: SampleArguments, prompts: list[str]) -> list[list[dict]]:
+    encoder = CLIPEncoder(args.clip_model or default_clip(), args.clip_weights)
+    bank = MemoryBank.load(args.bank or default_bank(), encoder.name)
+    return RetrievalAugmenter(bank, encoder, training=False).for_prompts(prompts, args.retrieve)
+
+
+def draw(args: SampleArguments, model, processor, prompts: list[str], retrieved: list[list[dict]] | None) -> list:
     set_seed(args.seed)
     ids = model.generate(
-        **processor.for_text_to_image(prompts),
+        **processor.for_text_to_image(prompts, retrieved, max_length=model.config.max_position_embeddings),
         generation_mode="image",
         do_sample=True,
         guidance_scale=args.guidance_scale,
@@ -53,10 +64,29 @@ def main(args: SampleArguments) -> None:
         temperature=args.temperature,
         streamer=TokenProgress(processor.vocabulary.image_length, "drawing"),
     )
-    drawn = processor.post_process_multimodal_output(ids, generation_mode="image")
-    images = [image for pair in zip(drawn, (row["image"] for row in rows)) for image in pair]
-    labels = [label for prompt in prompts for label in (prompt, "the artist's")]
-    draw_grid(images, labels, columns=8).save(args.out)
+    return processor.post_process_multimodal_output(ids, generation_mode="image")
+
+
+def main(args: SampleArguments) -> None:
+    rows = held_out_rows(args)
+    prompts = [row["captions"][0] for row in rows]
+    path = args.model or default_model()
+    model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    drawn = draw(args, model, processor, prompts, None)
+    cells = [[(row["image"], "the artist's")] for row in rows]
+    if args.retrieve:
+        retrieved = find_documents(args, prompts)
+        for row, prompt, documents in zip(cells, prompts, retrieved):
+            row[0] = (row[0][0], f"{prompt}: the artist's")
+            row += [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
+            row += [(None, "")] * (args.retrieve - len(documents))
+        for row, without, behind in zip(cells, drawn, draw(args, model, processor, prompts, retrieved)):
+            row += [(without, "drawn without"), (behind, "drawn with")]
+    else:
+        for row, prompt, image in zip(cells, prompts, drawn):
+            row.insert(0, (image, prompt))
+    columns = len(cells[0]) if args.retrieve else 4 * len(cells[0])
+    draw_grid(*zip(*(cell for row in cells for cell in row)), columns=columns).save(args.out)
     print(args.out)
 
 

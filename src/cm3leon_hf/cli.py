@@ -123,7 +123,7 @@ def generate(
 
 def grid_cells(prompts: list[str], pools: list[list], retrieved: list[list[dict]] | None, processor) -> list[list]:
     """For each prompt a row of pictures with labels: what was retrieved for it, if that is to be seen, comes first."""
-    from PIL import Image
+    from .retrieval.documents import document_picture
 
     rows = [
         [(one.image, label(prompt, at, one)) for at, one in enumerate(pool)] for prompt, pool in zip(prompts, pools)
@@ -132,21 +132,9 @@ def grid_cells(prompts: list[str], pools: list[list], retrieved: list[list[dict]
         return rows
     places = max(map(len, retrieved), default=0)
     for row, documents in zip(rows, retrieved):
-        shown = [(document_image(one, processor), f"retrieved: {one['text']}") for one in documents]
-        row[:0] = shown + [(Image.new("RGB", (1, 1), "white"), "")] * (places - len(shown))
+        shown = [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
+        row[:0] = shown + [(None, "")] * (places - len(shown))
     return rows
-
-
-def document_image(document: dict, processor):
-    """A document's picture, decoded from its codes or read; white if it has none."""
-    import torch
-    from PIL import Image
-
-    from .images import read_image
-
-    if document["codes"] is not None:
-        return processor.decode_images(torch.tensor([document["codes"]]))[0]
-    return Image.new("RGB", (1, 1), "white") if document["image"] is None else read_image(document["image"])
 
 
 def label(prompt: str, rank: int, candidate) -> str:

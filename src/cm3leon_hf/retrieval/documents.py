@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..images import read_image
@@ -36,6 +37,19 @@ def read_picture(stored) -> Image.Image | None:
     if isinstance(stored, dict):
         stored = stored["bytes"] or stored["path"]
     return None if stored is None else read_image(stored)
+
+
+def document_picture(document: dict, processor) -> Image.Image | None:
+    """
+    What a retrieved document shows, or `None`.
+
+    Args:
+        document (`dict`): As [`~cm3leon_hf.retrieval.augmenter.RetrievalAugmenter`] gives it.
+        processor ([`~cm3leon_hf.processing_cm3leon.CM3LeonProcessor`]): Decodes codes.
+    """
+    if document["codes"] is None:
+        return read_picture(document["image"])
+    return processor.decode_images(torch.tensor([document["codes"]]))[0]
 
 
 def content_key(codes, picture: Image.Image | None, text: str | None) -> int:
@@ -184,4 +198,13 @@ def _key(*parts: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(b"\0".join(parts), digest_size=8).digest(), "little")
 
 
-__all__ = ["FEATURES", "RETRIEVED", "check_ids", "content_key", "encode_rows", "make_documents", "read_picture"]
+__all__ = [
+    "FEATURES",
+    "RETRIEVED",
+    "check_ids",
+    "content_key",
+    "document_picture",
+    "encode_rows",
+    "make_documents",
+    "read_picture",
+]
