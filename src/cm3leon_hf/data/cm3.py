@@ -108,7 +108,7 @@ def _draw_ends(start: np.ndarray, stop: np.ndarray, rng: np.random.Generator, wh
 
 
 def moved_lengths(documents: Documents, spans: Spans) -> np.ndarray:
-    """Lengths `(documents,)` after [`move_spans`]: a mask, an `<infill>` and an `<eos>` more a span, less one `<eos>`."""
+    """Lengths `(documents,)` after [`move_spans`]: two tokens more for the first span, three for each further one."""
     counts = np.bincount(spans.document, minlength=len(documents.lengths))
     return documents.lengths + np.maximum(3 * counts - 1, 0)
 
