@@ -9,6 +9,8 @@ import trl
 from conftest import POSITIONS, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from cm3leon_hf.data.cm3 import restore
 from cm3leon_hf.data.packing import IGNORED, Sequences, best_fit, pack
@@ -119,3 +121,24 @@ def test_packed_equals_separate(transform, attention):
     ]
     expected = sum(losses) / sum(len(ids) - 1 for ids, _ in alone)
     torch.testing.assert_close(packed.loss, expected)
+
+
+def test_attention_learns_of_packed_documents_and_of_nothing_else(monkeypatch):
+    """Positions reach the attention, where flash attention looks for documents; a compiled model needs no mask."""
+    seen = []
+
+    def spy(module, query, key, value, attention_mask, **kwargs):
+        seen.append((attention_mask is None, kwargs.get("position_ids")))
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("spy", spy)
+    AttentionMaskInterface.register("spy", sdpa_mask)
+    model = small_model(attn_implementation="spy", use_cache=False)
+    ids, positions = torch.full((1, 6), 300), torch.tensor([[0, 1, 2, 0, 1, 2]])
+    with torch.no_grad():
+        model(ids)
+        monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: True)
+        model(ids)
+        model(ids, position_ids=positions)
+    assert [each[0] for each in seen[::2]] == [True, True, False]
+    assert seen[0][1] is seen[2][1] is None and torch.equal(seen[4][1], positions)
