@@ -46,7 +46,7 @@ def shards(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["on disk", "streaming"])
 def rows(request, shards):
-    return open_sources([Source("parquet", f"{shards}/*.parquet", streaming=request.param)], seed=0)
+    return open_sources([Source("parquet", f"{shards}/*.parquet", streaming=request.param)])
 
 
 @pytest.fixture
@@ -67,39 +67,40 @@ def numbers(table) -> list[int]:
 
 
 def test_readers_share_the_rows_of_an_epoch(rows):
-    read = [numbers(table) for shard in range(3) for table, _ in windows(rows, 7, 0, 0, shard, 3, None)]
+    read = [numbers(table) for shard in range(3) for table, _ in windows(rows, 7, 0, 0, shard, 3)]
     assert sorted(itertools.chain(*read)) == list(range(80))
     assert max(map(len, read)) == 7
 
 
 def test_windows_go_on_where_they_were_left(rows):
-    whole = list(windows(rows, 7, 0, 1, 1, 2, None))
+    whole = list(windows(rows, 7, 0, 1, 1, 2))
     for index, (_, state) in enumerate(whole):
         rest = windows(rows, 7, 0, 1, 1, 2, json.loads(json.dumps(state)))
         assert [numbers(table) for table, _ in rest] == [numbers(table) for table, _ in whole[index + 1 :]]
 
 
 def test_rows_on_disk_are_shuffled_in_every_epoch(shards):
-    rows = open_sources([Source("parquet", f"{shards}/*.parquet")], seed=0)
+    rows = open_sources([Source("parquet", f"{shards}/*.parquet")])
     first, second = (
         [n for table, _ in windows(rows, 9, 0, epoch, 0, 1, None) for n in numbers(table)] for epoch in (0, 1)
     )
     assert first != second and sorted(first) == sorted(second) == list(range(80))
 
 
-def test_sources_are_mixed_by_weight_and_go_on(tmp_path):
-    for name, first in (("a", 0), ("b", 500)):
-        rows_of(300, first).to_parquet(tmp_path / f"{name}.parquet")
-    sources = [
-        Source("parquet", str(tmp_path / f"{n}.parquet"), streaming=True, weight=w) for n, w in (("a", 3), ("b", 1))
-    ]
-    mixed = open_sources(sources, seed=0)
-    whole = [(numbers(table), state) for table, state in windows(mixed, 16, 0, 0, 0, 1, None)]
-    found = list(itertools.chain(*(read for read, _ in whole)))
-    assert set(found) == {*range(300), *range(500, 800)}  # until each was read once
-    assert np.mean([n < 300 for n in found[:400]]) == pytest.approx(0.75, abs=0.06)
-    rest = windows(mixed, 16, 0, 0, 0, 1, json.loads(json.dumps(whole[5][1])))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sources_are_mixed_by_weight_and_go_on(tmp_path, streaming):
+    rows_of(90).to_parquet(tmp_path / "a.parquet")
+    other = rows_of(30, 500).map(lambda row: {"captions": row["captions"][0]}).cast_column("codes", FEATURES["codes"])
+    other.to_parquet(tmp_path / "b.parquet")  # one wording, not a list
+    files = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
+    mixed = open_sources([Source("parquet", files[0], weight=3), Source("parquet", files[1], streaming=streaming)])
+    whole = [(numbers(table), state) for table, state in itertools.islice(windows(mixed, 16, 0, 0, 0, 1), 40)]
+    assert [sum(number < 300 for number in read) for read, _ in whole[:6]] == [12] * 6
+    assert {*itertools.chain(*(read for read, _ in whole))} == {*range(90), *range(500, 530)}
+    rest = itertools.islice(windows(mixed, 16, 0, 0, 0, 1, json.loads(json.dumps(whole[5][1]))), 34)
     assert [numbers(table) for table, _ in rest] == [read for read, _ in whole[6:]]
+    with pytest.raises(ValueError, match="got none for reader 30"):
+        next(windows(mixed, 16, 0, 0, 30, 31))
 
 
 def test_columns_are_renamed_and_missed(tmp_path):
@@ -119,7 +120,7 @@ def test_webdataset_tars_are_read(tmp_path, stream, processor, vocabulary):
                 tar.addfile(info, io.BytesIO(content.encode()))
     columns = {"txt": "captions", "codes.json": "codes"}
     rows = Source("webdataset", str(tmp_path / "*.tar"), streaming=True, columns=columns).open()
-    (read,) = [numbers(table) for table, _ in windows(rows, 8, 0, 0, 0, 1, None)]
+    (read,) = [numbers(table) for table, _ in windows(rows, 8, 0, 0, 0, 1)]
     assert read == list(range(5))
 
 

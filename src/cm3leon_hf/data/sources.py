@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.distributed import split_dataset_by_node
 
 from .rows import COLUMNS
-
-Rows = Dataset | IterableDataset
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Source:
     weight: float = 1.0
     columns: dict[str, str] = field(default_factory=dict)
 
-    def open(self) -> Rows:
+    def open(self) -> Dataset | IterableDataset:
         """
         The source's rows with the columns of [`~cm3leon_hf.data.rows.read_rows`].
 
@@ -56,45 +54,90 @@ class Source:
         return rows.select_columns(wanted)
 
 
-def open_sources(sources: list[Source], seed: int) -> Rows:
-    """The rows of one source, or a mixture by weight that ends when each source was read once."""
-    opened = [source.open() for source in sources]
-    if len(opened) == 1:
-        return opened[0]
-    if any(source.streaming for source in sources):
-        opened = [rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset() for rows in opened]
-    weights = np.array([source.weight for source in sources])
-    return interleave_datasets(opened, list(weights / weights.sum()), seed=seed, stopping_strategy="all_exhausted")
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources, of which each window holds rows by their weights; none ends before another."""
+
+    rows: list[Dataset | IterableDataset]
+    weights: list[float]
+
+    def shares(self, size: int) -> list[int]:
+        """How many of a window's rows each source gives, at least one."""
+        weights = np.array(self.weights)
+        return np.maximum(np.rint(weights / weights.sum() * size), 1).astype(int).tolist()
+
+
+Rows = Dataset | IterableDataset | Mixture
+
+
+def open_sources(sources: list[Source]) -> Rows:
+    """The rows of one source, or a mixture by weight."""
+    if len(sources) == 1:
+        return sources[0].open()
+    return Mixture([source.open() for source in sources], [source.weight for source in sources])
 
 
 def windows(
-    rows: Rows, size: int, seed: int, epoch: int, shard: int, shards: int, state: dict | None
-) -> Iterator[tuple[pa.Table, dict]]:
+    rows: Rows, size: int, seed: int, epoch: int, shard: int, shards: int, state=None
+) -> Iterator[tuple[pa.Table, object]]:
     """
-    One epoch's rows of one reader, a window at a time.
+    One epoch's rows of one reader, a window at a time; a mixture's epoch never ends.
 
     Rows on disk are shuffled anew in each epoch; streams keep their order.
 
     Args:
-        rows (`Dataset` or `IterableDataset`): What to read.
+        rows (`Dataset`, `IterableDataset` or [`Mixture`]): What to read.
         size (`int`): Rows of a window.
         seed, epoch (`int`): Fix the order.
         shard, shards (`int`): Which of how many readers this is; each row has one reader. A stream of files is read
             fastest if their number is a multiple of the readers'.
-        state (`dict`, *optional*): Where to go on; from the beginning without it.
+        state (*optional*): Where to go on; from the beginning without it.
 
     Yields:
-        A `pa.Table` of at most `size` rows, and the state behind it.
+        A `pa.Table` of at most `size` rows, and the state behind it, which JSON can hold.
+
+    Raises:
+        ValueError: if the epoch of a mixture's source has no row for this reader.
     """
-    if isinstance(rows, IterableDataset):
+    if isinstance(rows, Mixture):
+        readers = [
+            _endless(part, share, seed + index, shard, shards, state and state[index])
+            for index, (part, share) in enumerate(zip(rows.rows, rows.shares(size)))
+        ]
+        for read in zip(*readers):
+            tables = [_with_wordings(table) for table, _ in read]
+            yield pa.concat_tables(tables, promote_options="permissive"), [after for _, after in read]
+    elif isinstance(rows, IterableDataset):
         part = split_dataset_by_node(rows, shard, shards).with_format("arrow")
         part.set_epoch(epoch)
         if state is not None:
             part.load_state_dict(state)
         for table in part.iter(size):
             yield table, part.state_dict()
-        return
-    order = np.random.default_rng((seed, epoch)).permutation(len(rows))[shard::shards]
-    rows = rows.with_format("arrow")
-    for start in range(state["row"] if state else 0, len(order), size):
-        yield rows[order[start : start + size]], {"row": start + size}
+    else:
+        order = np.random.default_rng((seed, epoch)).permutation(len(rows))[shard::shards]
+        rows = rows.with_format("arrow")
+        for start in range(state or 0, len(order), size):
+            yield rows[order[start : start + size]], start + size
+
+
+def _endless(rows: Dataset | IterableDataset, size: int, seed: int, shard: int, shards: int, state) -> Iterator:
+    epoch, source = state or (0, None)
+    while True:
+        table = None
+        for table, after in windows(rows, size, seed, epoch, shard, shards, source):
+            yield table, (epoch, after)
+        if table is None and source is None:
+            raise ValueError(
+                f"expected rows for each of {shards} readers, got none for reader {shard}; use fewer workers"
+            )
+        epoch, source = epoch + 1, None
+
+
+def _with_wordings(table: pa.Table) -> pa.Table:
+    """Captions as lists of wordings, as some of a mixture's sources may have them."""
+    index = table.schema.get_field_index("captions")
+    if index < 0 or pa.types.is_list(table.schema.types[index]):
+        return table
+    captions = table["captions"].cast(pa.string()).combine_chunks()
+    return table.set_column(index, "captions", pa.ListArray.from_arrays(np.arange(len(captions) + 1), captions))

@@ -27,7 +27,7 @@ class PackedStream(IterableDataset):
     `StatefulDataLoader`, with any number of workers.
 
     Args:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`): See [`~cm3leon_hf.data.rows.read_rows`].
+        rows (`datasets.Dataset`, `datasets.IterableDataset` or [`Mixture`]): See [`~cm3leon_hf.data.rows.read_rows`].
         transform ([`CM3Transform`]): What makes the documents.
         window (`int`): Rows that are shuffled and packed together. More of them pad less.
         seed (`int`): Fixes all draws.
