@@ -15,14 +15,6 @@ from cm3leon_hf.images import default_image_processor
 from cm3leon_hf.vocabulary import Vocabulary
 
 
-@pytest.fixture(scope="module")
-def saved_vqgan(vqgan, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("vqgan")
-    vqgan.save_pretrained(folder)
-    default_image_processor(vqgan.config).save_pretrained(folder)
-    return str(folder)
-
-
 def png(colour: str, shape: str) -> bytes:
     file = io.BytesIO()
     draw(colour, shape).save(file, "PNG")

@@ -37,10 +37,10 @@ class CM3Rows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`input_ids` and `labels` of shape `(length,)`."""
         read, documents = self.transform(self.rows[index], np.random.default_rng((self.seed, self.epoch, index)))
-        return {"input_ids": torch.from_numpy(read), "labels": torch.from_numpy(documents.ids)}
+        return {"input_ids": read, "labels": documents.ids}
 
 
 def balanced_rows(groups: Iterable[Hashable], passes: int) -> list[int]:
