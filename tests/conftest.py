@@ -106,6 +106,14 @@ def vqgan() -> CM3LeonVQGAN:
 
 
 @pytest.fixture(scope="session")
+def saved_vqgan(vqgan, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("vqgan")
+    vqgan.save_pretrained(folder)
+    default_image_processor(vqgan.config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def model() -> CM3LeonForCausalLM:
     return small_model()
 

@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 
 from cm3leon_hf.cli import app
 from cm3leon_hf.data.cm3 import restore
-from cm3leon_hf.data.pretraining import CM3Transform
-from cm3leon_hf.data.retrieved import RetrievalTransform
+from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.images import default_image_processor
-from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 from cm3leon_hf.retrieval.encoder import CLIPEncoder
 from cm3leon_hf.retrieval.memory_bank import MemoryBank
 from cm3leon_hf.training.clip import CLIPObjective, alike_batches, clip_tokenizer
@@ -82,8 +80,18 @@ def clip(home) -> str:
 def bank(home, clip) -> str:
     recipe = load_recipe("retrieval/build_bank.py")
     columns = {"id": "name", "text": "captions"}
-    recipe.main(recipe.BankArguments(str(home / "codes"), str(home / "bank"), columns=columns, clip_model=clip))
+    recipe.main(
+        recipe.BankArguments(str(home / "codes"), str(home / "bank"), columns=columns, clip_model=clip, max_score=2.0)
+    )
     return str(home / "bank")
+
+
+@pytest.fixture(scope="module")
+def retrieved(home, bank, clip) -> str:
+    """The data set with documents for each row; the tiny CLIP's scores are all alike, so any score is taken."""
+    recipe, folder = load_recipe("retrieval/retrieve.py"), str(home / "retrieved")
+    recipe.main(recipe.RetrieveArguments(str(home / "codes"), folder, bank=bank, clip_model=clip))
+    return folder
 
 
 def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
@@ -134,43 +142,33 @@ def test_a_bank_names_the_columns_that_it_misses(home, clip):
         recipe.main(recipe.BankArguments(str(home / "codes"), str(home / "none"), clip_model=clip))
 
 
-def test_training_documents_stand_behind_what_is_retrieved(home, bank, clip, processor, vocabulary):
-    encoder = CLIPEncoder(clip)
-    augmenter = RetrievalAugmenter(MemoryBank.load(bank, encoder.name), encoder, max_score=2.0)
-    rows = datasets.load_dataset(str(home / "codes"), split="train")[:4]
-    retrieve = RetrievalTransform(augmenter, [0, 0, 1], np.random.default_rng(0))
-    found = retrieve(rows)
-    assert all(caption[0] in captions for caption, captions in zip(found["captions"], rows["captions"]))
-    assert [len(documents) for documents in found["retrieved"]] == [2] * 4
-    transform = CM3Transform(processor.tokenizer, vocabulary, np.random.default_rng(0))
-    for ids, captions, codes, documents in zip(
-        transform(found)["labels"], found["captions"], rows["codes"], found["retrieved"]
-    ):
-        expected = [id for one in reversed(documents) for id in processor.document_ids(one)]
-        expected += processor.document_ids({"text": captions[0], "codes": codes}) + [vocabulary.eos_id]
-        assert restore(ids, vocabulary) == expected
-    own = len(processor.document_ids({"text": "a" * 9, "codes": codes})) + 1
-    transform.max_length = 2 * own  # room for one
-    lengths = [len(ids) for ids in transform(found)["labels"]]
-    assert all(own < length <= 2 * own + 2 for length in lengths)  # a mask and an infill come on top
-    with pytest.raises(ValueError, match="shares that sum to 1"):
-        RetrievalTransform(augmenter, [0.5, 0.6])
+def test_training_documents_stand_behind_what_is_retrieved(home, retrieved, processor, vocabulary):
+    rows = datasets.load_dataset(retrieved, split="train")
+    originals = datasets.load_dataset(str(home / "codes"), split="train")
+    assert all(caption in wordings for [caption], wordings in zip(rows["captions"], originals["captions"]))
+    assert {len(documents) for documents in rows["retrieved"]} == {3}
+    transform = CM3Transform(processor.tokenizer, vocabulary, 10_000)
+    _, documents = transform(rows.with_format("arrow")[:], np.random.default_rng(0))
+    for ids, row in zip(documents.tolist(), rows):
+        assert row["codes"] not in [one["codes"] for one in row["retrieved"]]
+        prompt = processor.for_text_to_image(row["captions"][0], [row["retrieved"]], max_length=10_000)
+        expected = prompt["input_ids"][0].tolist() + [code + vocabulary.text_size for code in row["codes"]]
+        assert restore(ids, vocabulary) == [*expected, vocabulary.eos_id]
 
 
-def test_a_model_trains_with_retrieval_and_draws_with_it(home, bank, clip, tmp_path, monkeypatch):
+def test_a_model_trains_with_retrieval_and_draws_with_it(home, bank, retrieved, clip, tmp_path, monkeypatch):
     monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
     small_config(initializer_range=0.02, zero_init="residual").save_pretrained(home / "config")
     recipe = load_recipe("pretrain/train.py")
     arguments = recipe.PretrainArguments(
-        dataset=str(home / "codes"),
+        dataset=retrieved,
         model_config=str(home / "config"),
         tokenizer=str(home / "tokenizer"),
         vqgan=str(home / "vqgan"),
-        bank=bank,
-        clip_model=clip,
-        retrieved_shares=[0.5, 0.5],
+        eval_split="",
     )
-    recipe.main(arguments, training(home / "model", max_steps=4, learning_rate=5e-3))
+    objective = recipe.ObjectiveArguments()
+    recipe.main(arguments, objective, training(home / "model", max_steps=4, learning_rate=5e-3))
     assert AutoModelForCausalLM.from_pretrained(home / "model").dtype == torch.bfloat16
 
     common = ["--model", str(home / "model"), "--num-images", "2", "--out", str(tmp_path / "out")]

@@ -386,16 +386,15 @@ def test_from_pictures_to_a_model_that_draws(drawn_data, trained_vqgan, tmp_path
         tokenizer=tokenizer,
         vqgan=vqgan,
         generation={"guidance_scale": 3.0, "max_new_tokens": 5},
-        whole_segment=0.5,
-        instruction_share=0.2,
     )
-    recipe.main(arguments, training(model, max_steps=3, learning_rate=5e-3))
+    objective = recipe.ObjectiveArguments(whole_segment=0.5, instruction_share=0.2)
+    recipe.main(arguments, objective, training(model, max_steps=3, learning_rate=5e-3))
     losses = [log["loss"] for log in logged(f"{model}/checkpoint-3")]
     assert len(losses) == 3 and losses[-1] < losses[0]
 
     arguments.init_from, model = model, str(tmp_path / "second")
     arguments.muon, arguments.balance, arguments.passes = True, ["colour"], 2
-    recipe.main(arguments, training(model, max_steps=3, learning_rate=5e-3))
+    recipe.main(arguments, objective, training(model, max_steps=3, learning_rate=5e-3))
     second = [log["loss"] for log in logged(f"{model}/checkpoint-3")]
     assert second[0] < losses[0] and second[-1] < second[0]
 

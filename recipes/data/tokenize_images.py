@@ -1,86 +1,87 @@
 """Turns the pictures of a data set into VQGAN codes, so that training reads codes instead of pictures.
 
     python recipes/data/tokenize_images.py --config recipes/data/codes_emoji.yaml
+    torchrun --nproc-per-node 8 recipes/data/tokenize_images.py --config YAML     # or: srun, one process a GPU
 
-Every split becomes Parquet with the column `codes` in place of the pictures or beside them; broken pictures are skipped
-and counted.
-A stopped run goes on with the first split that is not there yet.
+Every split becomes `num_shards` Parquet files with the column `codes` in place of the pictures or beside them; broken
+pictures are skipped and counted. Processes, on one machine or many, share the files: process `rank` of `world_size`
+writes every `world_size`-th. A stopped run goes on with the first file that is not there yet.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Image, load_dataset
+from datasets import IterableDataset, load_dataset
 from transformers import AutoImageProcessor
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonVQGAN
-from cm3leon_hf.images import read_image
+from cm3leon_hf.data.tokenization import ImageTokenizer
+
+
+def environment(*names: str, default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 @dataclass
 class CodesArguments:
-    dataset: str = field(metadata={"help": "Folder or hub name of an image data set that load_dataset reads."})
+    dataset: str = field(metadata={"help": "Folder, hub name, or format of `files`: parquet, webdataset, imagefolder."})
     vqgan: str = field(metadata={"help": "Folder of a trained VQGAN and its image processor."})
     output_dir: str = field(metadata={"help": "Folder for the Parquet files."})
+    files: str | None = field(default=None, metadata={"help": "Pattern of files, such as shards/*.tar."})
+    streaming: bool = field(default=False, metadata={"help": "Read without downloading; a file a source's file."})
     image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
-    keep_images: bool = field(default=False, metadata={"help": "Keep the pictures beside their codes, for retrieval."})
+    keep_images: bool = field(default=False, metadata={"help": "Keep the pictures beside the codes, for retrieval."})
+    moved_copies: int = field(default=0, metadata={"help": "Codes of so many moved copies of each picture besides."})
+    moved_split: str = field(default="train", metadata={"help": "The split that gets moved copies."})
     batch_size: int = field(default=64, metadata={"help": "Pictures encoded at a time."})
-
-
-def picture(stored: dict):
-    """The picture of an undecoded cell, whose bytes are in the data set or, for a folder of images, in a file."""
-    return read_image(stored["bytes"] or stored["path"])
-
-
-def readable(row: dict, column: str) -> bool:
-    try:
-        picture(row[column])
-    except ValueError as error:
-        print(f"skipped: {error}")
-        return False
-    return True
-
-
-def codes(rows: dict, column: str, vqgan: CM3LeonVQGAN, processor) -> dict:
-    pictures = [picture(stored) for stored in rows[column]]
-    return {"codes": vqgan.encode(processor(pictures, return_tensors="pt")["pixel_values"]).cpu().numpy()}
-
-
-def encode_split(name: str, split: Dataset, args: CodesArguments, vqgan: CM3LeonVQGAN, processor) -> Dataset:
-    split = split.cast_column(args.image_column, Image(decode=False))
-    kept = split.filter(readable, fn_kwargs={"column": args.image_column}, desc=f"reading {name}")
-    encoded = kept.map(
-        codes,
-        batched=True,
-        batch_size=args.batch_size,
-        remove_columns=[] if args.keep_images else [args.image_column],
-        fn_kwargs={"column": args.image_column, "vqgan": vqgan, "processor": processor},
-        desc=f"encoding {name}",
+    num_shards: int = field(default=1, metadata={"help": "Files for each split that is not streamed."})
+    rank: int = field(
+        default_factory=lambda: environment("RANK", "SLURM_PROCID", default=0),
+        metadata={"help": "Number of this process; torchrun and Slurm set it."},
     )
-    counts = torch.tensor(encoded["codes"][:]).flatten().bincount(minlength=vqgan.config.num_embeddings)
-    entropy = torch.special.entr(counts / counts.sum()).sum().item()
-    print(
-        f"{name}: {len(kept)} pictures, {len(split) - len(kept)} skipped; {int((counts > 0).sum())} of {len(counts)} "
-        f"codes, {entropy:.2f} nats a code"
+    world_size: int = field(
+        default_factory=lambda: environment("WORLD_SIZE", "SLURM_NTASKS", default=1),
+        metadata={"help": "Number of processes; torchrun and Slurm set it."},
     )
-    return encoded.cast_column(args.image_column, Image()) if args.keep_images else encoded
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"expected a rank from 0 to {self.world_size - 1}, got {self.rank}; count from 0")
+
+
+def in_shards(split, num_shards: int) -> list[IterableDataset]:
+    """The parts of a split that become a file each: the given number, or the files of a stream."""
+    if isinstance(split, IterableDataset):
+        return [split.shard(split.num_shards, index) for index in range(split.num_shards)]
+    return [split.shard(num_shards, index).to_iterable_dataset() for index in range(num_shards)]
+
+
+def device(rank: int) -> torch.device:
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device(kind.type, rank % torch.accelerator.device_count()) if kind else torch.device("cpu")
 
 
 def main(args: CodesArguments) -> None:
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    vqgan = CM3LeonVQGAN.from_pretrained(args.vqgan).eval().to(device)
+    vqgan = CM3LeonVQGAN.from_pretrained(args.vqgan).eval().to(device(args.rank))
     processor = AutoImageProcessor.from_pretrained(args.vqgan)
     folder = Path(args.output_dir) / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in load_dataset(args.dataset).items():
-        path = folder / f"{name}-00000-of-00001.parquet"
-        if path.exists():
-            print(f"{name}: {path} is there; remove it to encode again")
-            continue
-        encode_split(name, split, args, vqgan, processor).to_parquet(path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+    for name, split in load_dataset(args.dataset, data_files=args.files, streaming=args.streaming).items():
+        parts = in_shards(split, args.num_shards)
+        for index in range(args.rank, len(parts), args.world_size):
+            path = folder / f"{name}-{index:05d}-of-{len(parts):05d}.parquet"
+            if path.exists():
+                print(f"{name}: {path} is there; remove it to encode again")
+                continue
+            torch.manual_seed(index)  # of the moves
+            copies = args.moved_copies if name == args.moved_split else 0
+            tokenizer = ImageTokenizer(vqgan, processor, args.image_column, copies, args.keep_images)
+            tokenizer.encode(parts[index], args.batch_size).to_parquet(path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+            print(f"{name}: {tokenizer.report()} ({path.name})")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Pretrains a CM3Leon on captions and cached image codes, and writes a model folder that AutoModel loads.
+"""Pretrains a CM3Leon on texts and cached image codes, and writes a model folder that AutoModel loads.
 
     python recipes/pretrain/train.py --config recipes/pretrain/emoji/train.yaml
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/pretrain/train.py --config YAML
 
-Every value of the YAML except `generation` is a flag as well. A run that was stopped goes on from its last checkpoint.
+Every value of the YAML except `sources` and `generation` is a flag as well. A run that was stopped goes on from its
+last checkpoint, to the last bit as if it had not been.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from transformers import (
@@ -20,38 +21,54 @@ from transformers import (
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
-from cm3leon_hf.data.pretraining import CausalCollator, CM3Transform, balanced_rows
+from cm3leon_hf.data.pretraining import CausalCollator, CM3Rows, balanced_rows
+from cm3leon_hf.data.sources import Source, open_sources
+from cm3leon_hf.data.stream import PackedStream
+from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.optimizers import muon
-from cm3leon_hf.training.throughput import ThroughputTrainer
+from cm3leon_hf.training.pretraining import PretrainingTrainer
+
+
+@dataclass
+class ObjectiveArguments:
+    span_rate: float = field(default=1.0, metadata={"help": "Mean number of moved spans."})
+    max_spans: int = field(default=1, metadata={"help": "Most spans of a document; the model needs as many masks."})
+    whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
+    image_first: float = field(default=0.0, metadata={"help": "Share of pairs with the image in front of the text."})
+    instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
+    image_noise: float = field(default=0.0, metadata={"help": "Largest share of image tokens to read wrongly."})
+    overflow: str = field(default="drop", metadata={"help": "Packing: drop keeps documents whole, stream cuts them."})
 
 
 @dataclass
 class PretrainArguments:
-    dataset: str = field(metadata={"help": "Folder of a data set with the columns captions and codes."})
     model_config: str = field(metadata={"help": "Folder with the model's config.json."})
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
     vqgan: str = field(metadata={"help": "Folder of the VQGAN that made the codes."})
+    dataset: str = field(default="", metadata={"help": "Folder of a data set with the columns captions and codes."})
+    sources: list[dict] = field(default_factory=list, metadata={"help": "Fields of each Source (in the YAML)."})
     generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults to save (in the YAML)."})
     init_from: str = field(default="", metadata={"help": "Model folder to start from, in place of fresh weights."})
     muon: bool = field(default=False, metadata={"help": "Train the layers' matrices with Muon (timm) at this rate."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
     passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
-    span_rate: float = field(default=1.0, metadata={"help": "Mean number of moved spans, clipped to one."})
-    whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
-    instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
-    image_noise: float = field(default=0.0, metadata={"help": "Largest share of image tokens to read wrongly."})
-    bank: str = field(default="", metadata={"help": "Memory bank to retrieve documents from for the training rows."})
-    clip_model: str = field(
-        default="ViT-B-32", metadata={"help": "CLIP of the bank: of open_clip, or local-dir:FOLDER."}
-    )
-    clip_weights: str = field(default="openai", metadata={"help": "Name or file of its weights."})
-    retrieved_shares: list[float] = field(
-        default_factory=lambda: [0.4, 0.2, 0.4],
-        metadata={"help": "Share of batches with 0, 1, 2 … retrieved documents."},
-    )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure the loss on."})
+    packing: bool = field(default=False, metadata={"help": "Pack documents to the model's length; needs max_steps."})
+    window: int = field(default=1024, metadata={"help": "Rows that are shuffled and packed together."})
+    separate_documents: bool = field(default=False, metadata={"help": "Hide packed documents from each other."})
+    batch_tokens: int = field(default=0, metadata={"help": "Tokens of a batch; sets gradient_accumulation_steps."})
+    max_skipped_steps: int = field(default=10, metadata={"help": "Steps without finite gradient to skip at most."})
+    train_split: str = field(default="train", metadata={"help": "Split of `dataset` to train on."})
+    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split of `dataset` to measure the loss on."})
+    eval_source: dict = field(default_factory=dict, metadata={"help": "Fields of the Source to measure the loss on."})
+    eval_rows: int = field(default=0, metadata={"help": "Rows of it to use; 0 for all."})
+    max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of the model's weights."})
+
+    def __post_init__(self):
+        if bool(self.dataset) == bool(self.sources):
+            raise ValueError("expected either dataset or sources, got both or neither; name what to train on")
+        if self.sources and not self.packing:
+            raise ValueError("expected packing with sources, got packing: false; set it, or name a dataset")
 
 
 def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
@@ -73,7 +90,9 @@ def build_model(args: PretrainArguments, config) -> CM3LeonForCausalLM:
     return CM3LeonForCausalLM.from_pretrained(args.init_from, config=config, dtype=torch.float32)
 
 
-def training_rows(args: PretrainArguments) -> Dataset:
+def training_rows(args: PretrainArguments):
+    if args.sources:
+        return open_sources([Source(**source) for source in args.sources])
     rows = load_dataset(args.dataset, split=args.train_split)
     if args.balance:
         groups = zip(*(rows[column] for column in args.balance))
@@ -81,60 +100,82 @@ def training_rows(args: PretrainArguments) -> Dataset:
     return rows
 
 
-def retrieval(args: PretrainArguments, seed: int):
-    from cm3leon_hf.data.retrieved import RetrievalTransform
-    from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
-    from cm3leon_hf.retrieval.encoder import CLIPEncoder
-    from cm3leon_hf.retrieval.memory_bank import MemoryBank
-
-    encoder = CLIPEncoder(args.clip_model, args.clip_weights)
-    return RetrievalTransform(
-        RetrievalAugmenter(MemoryBank.load(args.bank, encoder.name), encoder),
-        args.retrieved_shares,
-        np.random.default_rng(seed),
-    )
+def training_data(args: PretrainArguments, transform: CM3Transform, training: TrainingArguments):
+    """Packed sequences, or single documents."""
+    rows, seed = training_rows(args), training.seed
+    if not args.packing:
+        return CM3Rows(rows, transform, seed)
+    process = (training.process_index, training.world_size)
+    return PackedStream(rows, transform, args.window, seed, args.separate_documents, *process)
 
 
-def main(args: PretrainArguments, training: TrainingArguments) -> None:
+def held_out(args: PretrainArguments, transform: CM3Transform) -> CM3Rows | None:
+    if args.eval_source:
+        rows = Source(**args.eval_source).open()
+    elif args.dataset and args.eval_split:
+        rows = load_dataset(args.dataset, split=args.eval_split)
+    else:
+        return None
+    if not isinstance(rows, Dataset):
+        rows = Dataset.from_list(list(rows.take(args.eval_rows or 1000)), features=rows.features)
+    rows = rows.select(range(min(args.eval_rows or len(rows), len(rows))))
+    return CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
+
+
+def set_accumulation(args: PretrainArguments, training: TrainingArguments, length: int) -> None:
+    """As many batches a step as `batch_tokens` asks for, on however many processes."""
+    if not args.batch_tokens:
+        return
+    once = length * training.per_device_train_batch_size * training.world_size
+    if args.batch_tokens % once:
+        raise ValueError(
+            f"expected batch_tokens to be a multiple of the {once} tokens that {training.world_size} processes read at "
+            f"once, got {args.batch_tokens}; change per_device_train_batch_size"
+        )
+    training.gradient_accumulation_steps = args.batch_tokens // once
+
+
+def save(trainer: PretrainingTrainer, args: PretrainArguments, config, processor: CM3LeonProcessor) -> None:
+    """The whole model in bfloat16, however many processes share it."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        config.use_cache = True
+        with torch.device("meta"):
+            model = CM3LeonForCausalLM(config)
+        model.load_state_dict({name: weight.to(torch.bfloat16) for name, weight in weights.items()}, assign=True)
+        model.tie_weights()
+        model.generation_config = GenerationConfig.from_model_config(config)
+        model.generation_config.update(**args.generation)
+        model.save_pretrained(trainer.args.output_dir, max_shard_size=args.max_shard_size)
+        processor.save_pretrained(trainer.args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+def main(args: PretrainArguments, objective: ObjectiveArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
     config = AutoConfig.from_pretrained(args.model_config, use_cache=False)
     processor = build_processor(args, config)
-    transform = CM3Transform(
-        processor.tokenizer,
-        config.vocabulary,
-        np.random.default_rng(training.seed),
-        whole_segment=args.whole_segment,
-        span_rate=args.span_rate,
-        instruction_share=args.instruction_share,
-        max_length=config.max_position_embeddings,
-    )
-    training_transform = replace(transform, image_noise=args.image_noise)
-    train, columns = training_rows(args), ["captions", "codes"]
-    if args.bank:
-        augment = retrieval(args, training.seed)
-        train = train.select_columns([*columns, "image"])
-        train = train.with_transform(lambda rows: training_transform(augment(rows)))
-    else:
-        train = train.select_columns(columns).with_transform(training_transform)
-    held_out = load_dataset(args.dataset, split=args.eval_split).select_columns(columns).with_transform(transform)
+    length = config.max_position_embeddings
+    transform = CM3Transform(processor.tokenizer, config.vocabulary, length, **asdict(objective))
+    set_accumulation(args, training, length)
     model = build_model(args, config)
-    trainer = ThroughputTrainer(
+    trainer = PretrainingTrainer(
         model=model,
         args=training,
-        train_dataset=train,
-        eval_dataset=held_out,
+        train_dataset=training_data(args, transform, training),
+        eval_dataset=held_out(args, transform),
         data_collator=CausalCollator(pad_token_id=config.pad_token_id),
         optimizers=(muon(model, training) if args.muon else None, None),
+        vocabulary=config.vocabulary,
+        max_skipped_steps=args.max_skipped_steps,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
-    print(f"held out: {trainer.evaluate()}")
-    model = trainer.model.to(torch.bfloat16)
-    model.config.use_cache = True
-    model.generation_config = GenerationConfig.from_model_config(config)
-    model.generation_config.update(**args.generation)
-    model.save_pretrained(training.output_dir, max_shard_size="15MB")
-    processor.save_pretrained(training.output_dir)
+    if trainer.stop.stopped:
+        return
+    if trainer.eval_dataset is not None:
+        print(f"held out: {trainer.evaluate()}")
+    save(trainer, args, config, processor)
 
 
 if __name__ == "__main__":
-    main(*TrlParser((PretrainArguments, TrainingArguments)).parse_args_and_config())
+    main(*TrlParser((PretrainArguments, ObjectiveArguments, TrainingArguments)).parse_args_and_config())

@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws pictures, `cm3leon describe` says what is in one."""
+"""The command line: `cm3leon generate` draws pictures, `describe` says what is in one, `plan` costs a training run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,6 +164,37 @@ def describe(
         ids = model.generate(**inputs, generation_mode="text", do_sample=sample, max_new_tokens=max_new_tokens)
         new = ids[:, inputs["input_ids"].shape[1] :]
         print(processor.post_process_multimodal_output(new, generation_mode="text")[0].strip())
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Option(help="Folder with a model's config.json, such as recipes/pretrain/350m.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")],
+    gpu: Annotated[str, typer.Option(help="Their kind: a100, a100-40gb, b200, h100, h200, l4, mi300x.")] = "h100",
+    tokens: Annotated[float, typer.Option(help="Tokens to train on.")] = 1.4e12,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one step.")] = 2**23,
+    utilization: Annotated[float, typer.Option(help="Share of the GPUs' rate that training reaches.")] = 0.4,
+):
+    """
+    Say what a pretraining run needs before it is paid for.
+
+    Prints parameters, FLOPs, a layout that fits with the memory it takes on each GPU, steps, days and GPU-hours.
+
+    **Example**
+
+    `cm3leon plan --config recipes/pretrain/7b --gpus 512 --gpu a100 --tokens 2.4e12`
+    """
+    with errors_in_one_line():
+        from transformers import AutoConfig
+
+        from . import planning
+
+        if gpu not in planning.GPUS:
+            raise ValueError(f"expected a GPU among {', '.join(planning.GPUS)}, got {gpu!r}")
+        made = planning.plan(
+            AutoConfig.from_pretrained(config), gpus, planning.GPUS[gpu], tokens, batch_tokens, utilization
+        )
+        print(planning.describe(made, tokens, gpus, gpu))
 
 
 def load_clip(model: str | None, weights: str | None):

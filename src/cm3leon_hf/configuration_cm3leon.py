@@ -16,6 +16,7 @@ class CM3LeonConfig(PreTrainedConfig):
         image_vocab_size (`int`): Image ids, one for each code of the VQGAN.
         image_grid_size (`int`): Image tokens along one side of an image.
         num_locations (`int`): Box coordinate tokens among the text ids.
+        num_masks (`int`): Spans of a document that the CM3 objective can mask at once, each with ids of its own.
         hidden_size (`int`): Width of the residual stream.
         intermediate_size (`int`): Width of the MLP.
         num_hidden_layers (`int`): Decoder layers.
@@ -52,6 +53,7 @@ class CM3LeonConfig(PreTrainedConfig):
     image_vocab_size: int = 8192
     image_grid_size: int = 32
     num_locations: int = 256
+    num_masks: int = 1
     hidden_size: int = 1024
     intermediate_size: int = 4096
     num_hidden_layers: int = 24
@@ -92,7 +94,9 @@ class CM3LeonConfig(PreTrainedConfig):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.text_vocab_size, self.image_vocab_size, self.image_grid_size, self.num_locations)
+        return Vocabulary(
+            self.text_vocab_size, self.image_vocab_size, self.image_grid_size, self.num_locations, self.num_masks
+        )
 
 
 __all__ = ["CM3LeonConfig"]

@@ -146,6 +146,7 @@ class ModalityLogitsProcessor(LogitsProcessor):
         self.image[vocabulary.image_ids] = True
         self.text = torch.zeros(vocabulary.size, dtype=torch.bool)
         self.text[vocabulary.image_id + 1 : vocabulary.text_size] = True
+        self.text[[*vocabulary.mask_ids, *vocabulary.infill_ids]] = False  # those that are numbered
         self.text[vocabulary.eos_id] = True
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:

@@ -186,7 +186,8 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, sequence_length)`): Vocabulary ids, images included.
             attention_mask (`torch.Tensor` of shape `(batch, total_length)`, *optional*): 1 for tokens, 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*): Positions. Without
-                them they are counted from the attention mask, so that padding on the left changes nothing.
+                them they are counted from the attention mask, so that padding on the left changes nothing. Where they
+                begin anew, without an attention mask or a cache, packed documents do not see each other.
             past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`, *optional*):
                 Embeddings in place of ids.
@@ -198,18 +199,19 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            position_ids = self._default_positions(inputs_embeds, attention_mask, past_key_values)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=position_ids,  # none are no packed documents; a compiled graph could not see that
         )
+        given = {} if position_ids is None else {"position_ids": position_ids}  # flash attention finds packed documents
+        if position_ids is None:
+            position_ids = self._default_positions(inputs_embeds, attention_mask, past_key_values)
         hidden_states = inputs_embeds + self.embed_positions(position_ids)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, causal_mask, past_key_values=past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, causal_mask, past_key_values=past_key_values, **given, **kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
         )

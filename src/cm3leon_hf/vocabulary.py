@@ -19,6 +19,8 @@ class Vocabulary:
         image_size (`int`): Number of codes in the VQGAN's codebook.
         grid_size (`int`): Codes along one side of an image.
         num_locations (`int`): Bins of the box coordinates `<loc_0>`, `<loc_1>`, …
+        num_masks (`int`): Spans of a document that can be masked. The first is `<mask>` and `<infill>`, as the paper
+            writes them and as prompts have them; ours: further ones are `<mask:1>`, … and `<infill:1>`, …
 
     Raises:
         ValueError: if the text ids cannot hold the special tokens.
@@ -28,6 +30,7 @@ class Vocabulary:
     image_size: int = 8192
     grid_size: int = 32
     num_locations: int = 256
+    num_masks: int = 1
 
     def __post_init__(self):
         if self.text_size < len(self.special_tokens):
@@ -39,7 +42,9 @@ class Vocabulary:
     @property
     def special_tokens(self) -> list[str]:
         """All special tokens in the order of their ids, which begin at 0."""
-        return [*CONTROL_TOKENS, *(f"<loc_{index}>" for index in range(self.num_locations))]
+        locations = [f"<loc_{index}>" for index in range(self.num_locations)]
+        further = range(1, self.num_masks)
+        return [*CONTROL_TOKENS, *locations, *(f"{mark[:-1]}:{i}>" for mark in (MASK, INFILL) for i in further)]
 
     @property
     def size(self) -> int:
@@ -74,6 +79,18 @@ class Vocabulary:
     def infill_id(self) -> int:
         """Announces the removed span's content."""
         return CONTROL_TOKENS.index(INFILL)
+
+    @property
+    def mask_ids(self) -> list[int]:
+        """The masks of a document's first, second, … span."""
+        further = len(CONTROL_TOKENS) + self.num_locations
+        return [self.mask_id, *range(further, further + self.num_masks - 1)]
+
+    @property
+    def infill_ids(self) -> list[int]:
+        """What announces the content of a document's first, second, … span."""
+        further = len(CONTROL_TOKENS) + self.num_locations + self.num_masks - 1
+        return [self.infill_id, *range(further, further + self.num_masks - 1)]
 
     @property
     def image_id(self) -> int:

@@ -1,0 +1,133 @@
+"""Planning: the paper's table, what a small model really keeps, and the recipes that were planned so."""
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, load_recipe, small_config, small_model
+from transformers import AutoConfig, TrainingArguments
+from trl import TrlParser
+from typer.testing import CliRunner
+
+from cm3leon_hf import planning
+from cm3leon_hf.cli import app
+from cm3leon_hf.training.throughput import ThroughputTrainer
+
+RECIPES = REPOSITORY / "recipes" / "pretrain"
+TABLE_3 = {  # parameters, learning rate, GPUs, tokens
+    "350m": (372_244_480, 6e-4, 256, 1.4e12),
+    "760m": (784_859_136, 5e-4, 256, 1.9e12),
+    "7b": (6_723_469_312, 1.2e-4, 512, 2.4e12),
+}
+
+
+@pytest.fixture(scope="module", params=TABLE_3)
+def row(request):
+    config = AutoConfig.from_pretrained(RECIPES / request.param)
+    values = yaml.safe_load((RECIPES / request.param / "train.yaml").read_text(encoding="utf-8"))
+    return config, values, *TABLE_3[request.param]
+
+
+def test_the_recipes_are_the_papers_table(row):
+    config, values, parameters, rate, gpus, tokens = row
+    assert planning.count_parameters(config) == parameters and config.max_position_embeddings == 4096
+    assert values["learning_rate"] == rate and values["warmup_steps"] == 1500 and values["batch_tokens"] == 2**23
+    assert values["max_steps"] * values["batch_tokens"] == pytest.approx(tokens, rel=1e-5)
+
+
+def test_the_recipes_fit_as_planned(row):
+    config, values, parameters, _, gpus, tokens = row
+    plan = planning.plan(config, gpus, planning.GPUS["a100"], tokens, 2**23)
+    assert plan.layout.sequences == values["per_device_train_batch_size"]
+    assert plan.layout.checkpointed == values["gradient_checkpointing"]
+    assert plan.accumulation * plan.layout.sequences * gpus * 4096 == 2**23 and plan.steps == pytest.approx(
+        values["max_steps"], abs=1
+    )
+    assert sum(plan.memory.values()) <= 0.9 * 80
+    assert plan.flops_per_token == pytest.approx(6 * parameters, rel=0.32)  # and the attention's products
+    assert plan.gpu_hours == pytest.approx(tokens * plan.flops_per_token / 312e12 / 0.4 / 3600)
+    assert plan.days == pytest.approx(plan.gpu_hours / gpus / 24)
+
+
+@pytest.mark.parametrize("name", ["tiny", "emoji", *TABLE_3])
+def test_the_recipes_are_read_by_their_script(name, monkeypatch):
+    recipe = load_recipe("pretrain/train.py")
+    kinds = (recipe.PretrainArguments, recipe.ObjectiveArguments, TrainingArguments)
+    flags = ["--config", str(RECIPES / name / "train.yaml"), "--use_cpu", "true"]
+    args, objective, training = TrlParser(kinds).parse_args_and_config(flags)
+    config = AutoConfig.from_pretrained(REPOSITORY / args.model_config)
+    recipe.set_accumulation(args, training, config.max_position_embeddings)
+    assert objective.max_spans <= config.num_masks and args.packing == (name != "emoji")
+    if args.packing:
+        once = training.per_device_train_batch_size * config.max_position_embeddings
+        assert training.gradient_accumulation_steps * once == args.batch_tokens
+
+
+def kept_bytes(layers: int, checkpointed: bool) -> int:
+    """Bytes of activations that the layers of a model keep for the backward pass, measured."""
+    model = small_model(num_hidden_layers=layers, hidden_size=64, intermediate_size=256, use_cache=False).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    matrices = {shape for weight in model.model.layers.parameters() for shape in (weight.shape, weight.T.shape)}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.shape not in matrices:  # weights, and their copies in bfloat16
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        model.model(torch.full((2, 96), 300))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_layer_keeps_as_many_bytes_as_planned(checkpointed):
+    measured = kept_bytes(5, checkpointed) - kept_bytes(3, checkpointed)
+    planned = [
+        planning.activation_bytes(
+            small_config(num_hidden_layers=layers, hidden_size=64, intermediate_size=256), checkpointed
+        )
+        for layers in (5, 3)
+    ]
+    assert measured / (2 * 96) == pytest.approx(planned[0] - planned[1], rel=0.03)
+
+
+def test_flops_are_those_that_training_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
+    model = small_model()
+    trainer = ThroughputTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    length = model.config.max_position_embeddings
+    counted = trainer.flops_per_token + trainer.attention_flops * length / 2
+    assert planning.flops_per_token(model.config) == counted
+
+
+def test_layouts_that_save_memory_come_last():
+    config, gpu = AutoConfig.from_pretrained(RECIPES / "350m"), planning.GPUS["a100"]
+    assert not planning.fitting_layout(config, 8, gpu, 2**23).sharded
+    small = planning.GPU(7, 100)
+    assert planning.fitting_layout(config, 8, small, 2**23).checkpointed
+    sizes = [sum(planning.memory(config, planning.Layout(*way, 1), 8).values()) for way in ((0, 0), (1, 0), (1, 1))]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_command_prints_a_plan():
+    flags = ["plan", "--config", str(RECIPES / "350m"), "--gpus", "256", "--gpu", "a100"]
+    result = CliRunner().invoke(app, flags)
+    assert result.exit_code == 0, result.output
+    assert "372,244,480" in result.output and "256 a100" in result.output and "of 80 GiB" in result.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpus", "1", "--gpu", "l4"], "use more GPUs, or larger ones"),
+        (["--gpus", "3"], "a multiple of 4096 tokens for each of 3 GPUs"),
+        (["--gpus", "8", "--gpu", "abacus"], "expected a GPU among a100"),
+        (["--gpus", "8", "--utilization", "2"], "utilization in (0, 1], got 2"),
+        (["--gpus", "8", "--tokens", "5"], "at least one batch"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(flags, message):
+    size = "7b" if "l4" in flags else "350m"
+    result = CliRunner().invoke(app, ["plan", "--config", str(RECIPES / size), *flags])
+    assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.stderr
