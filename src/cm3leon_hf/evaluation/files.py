@@ -66,7 +66,7 @@ def check_as_many(what: str, values: Sequence, other: str, others: Sequence) -> 
     Raises:
         ValueError: if there are not as many of the ones as of the others, or none.
     """
-    if len(values) != len(others) or not values:
+    if len(values) != len(others) or len(values) == 0:
         raise ValueError(f"expected {what} for all {other}, got {len(values)} for {len(others)}; match them")
 
 

@@ -9,15 +9,15 @@ CHUNK = 1024  # pictures whose distances to all others are in memory at a time
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1]."""
+    """1 for each drawn picture within the real ones' manifold, for each real one within the drawn ones', else 0."""
 
-    precision: float
-    recall: float
+    precision: np.ndarray
+    recall: np.ndarray
 
 
 def precision_and_recall(drawn: np.ndarray, real: np.ndarray, neighbours: int = 3) -> PrecisionRecall:
     """
-    Precision is the share of drawn pictures that lie within the real ones' manifold, recall the reverse.
+    Precision is the share of drawn pictures that lie within the real ones' manifold, recall the reverse: the means.
 
     A set's manifold is the union of balls around its features, each as wide as the distance to the `neighbours`-th
     nearest other feature of the set.
@@ -37,11 +37,11 @@ def precision_and_recall(drawn: np.ndarray, real: np.ndarray, neighbours: int = 
     return PrecisionRecall(_covered(drawn, real, neighbours), _covered(real, drawn, neighbours))
 
 
-def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> float:
-    """The share of points in a ball around any of the centres."""
+def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> np.ndarray:
+    """Whether each point is in a ball around any of the centres."""
     radii = torch.cat([_distances(chunk, centres).kthvalue(neighbours + 1).values for chunk in centres.split(CHUNK)])
     inside = [(_distances(chunk, centres) <= radii).any(dim=1) for chunk in points.split(CHUNK)]
-    return torch.cat(inside).double().mean().item()
+    return torch.cat(inside).double().numpy()
 
 
 def _distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ import numpy as np
 
 from .files import check_as_many
 
+CHUNK = 1024  # pictures whose similarities to all texts are in memory at a time
+
 
 def text_ranks(image_vectors: np.ndarray, text_vectors: np.ndarray, texts: list[str]) -> np.ndarray:
     """
@@ -23,9 +25,18 @@ def text_ranks(image_vectors: np.ndarray, text_vectors: np.ndarray, texts: list[
     Raises:
         ValueError: if the numbers differ.
     """
-    check_as_many("pictures", image_vectors.tolist(), "texts", texts)
+    check_as_many("pictures", image_vectors, "texts", texts)
     _, first, own = np.unique(texts, return_index=True, return_inverse=True)
-    similarities = image_vectors @ text_vectors[first].T
+    return np.concatenate(
+        [
+            _ranks(image_vectors[start : start + CHUNK], text_vectors[first], own[start : start + CHUNK])
+            for start in range(0, len(own), CHUNK)
+        ]
+    )
+
+
+def _ranks(pictures: np.ndarray, texts: np.ndarray, own: np.ndarray) -> np.ndarray:
+    similarities = pictures @ texts.T
     mine = similarities[np.arange(len(own)), own]
     return (similarities >= mine[:, None]).sum(axis=1)
 

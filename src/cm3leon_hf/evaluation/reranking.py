@@ -20,7 +20,14 @@ class Candidate:
 
 
 def draw_candidates(
-    model, processor, prompts: list[str], candidates: int, strategies=STRATEGIES["cfg"], streamer=None, **arguments
+    model,
+    processor,
+    prompts: list[str],
+    candidates: int,
+    strategies=STRATEGIES["cfg"],
+    streamer=None,
+    retrieved: list[list[dict]] | None = None,
+    **arguments,
 ) -> list[list[Candidate]]:
     """
     Draws candidates for every prompt, in equal shares of the strategies.
@@ -32,6 +39,8 @@ def draw_candidates(
         candidates (`int`): Pictures for each prompt, at least one for each strategy.
         strategies (sequence of `dict`): Arguments of `generate` that make each strategy.
         streamer (`Callable`, *optional*): Makes a streamer for each strategy's run.
+        retrieved (`list[list[dict]]`, *optional*): Documents for each prompt, by
+            [`~cm3leon_hf.retrieval.augmenter.RetrievalAugmenter.for_prompts`].
         arguments: Further arguments of `generate`, for all strategies.
 
     Returns:
@@ -45,7 +54,8 @@ def draw_candidates(
             f"expected a candidate for each of {len(strategies)} strategies, got {candidates}; ask for more"
         )
     pools = [[] for _ in prompts]
-    inputs = processor.for_text_to_image(prompts).to(model.device)
+    documents = {"retrieved": retrieved, "max_length": model.config.max_position_embeddings} if retrieved else {}
+    inputs = processor.for_text_to_image(prompts, **documents).to(model.device)
     for index, strategy in enumerate(strategies):
         count = (candidates + index) // len(strategies)
         own = {"do_sample": True, "top_k": 0, "num_return_sequences": count} | strategy | arguments

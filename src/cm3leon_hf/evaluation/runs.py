@@ -1,0 +1,199 @@
+"""An evaluation on disk: what was asked, and pictures and descriptions that a stopped run need not make again."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import set_seed
+
+from ..processing_prompts import IMAGE_TO_TEXT
+from ..vocabulary import BREAK, EOS, IMAGE
+from .files import atomic
+from .reranking import draw_candidates, rank
+from .settings import Setting
+
+PLAN = "plan.json"
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A folder that an evaluation fills, batch by batch.
+
+    A batch's draws depend on the seed, the setting and the batch alone, so a run that was stopped and goes on ends with
+    the same pictures as an unbroken one on the same machine.
+
+    Args:
+        folder (`Path`): Where everything lies.
+        batch_size (`int`): Prompts or pictures at a time: what a killed run may lose.
+        seed (`int`): Fixes all draws.
+        process, processes (`int`): Of `processes` processes, this one makes every batch whose number leaves `process`
+            as a rest.
+    """
+
+    folder: Path
+    batch_size: int = 16
+    seed: int = 0
+    process: int = 0
+    processes: int = 1
+
+    def start(self, facts: dict, settings: dict[str, dict]) -> None:
+        """
+        Writes down what is asked, or checks that it is what was asked before; further settings may be added.
+
+        Args:
+            facts (`dict`): Whatever all pictures depend on, as JSON.
+            settings (`dict[str, dict]`): Whatever each setting's pictures depend on, by its name.
+
+        Raises:
+            ValueError: if the folder belongs to something else.
+        """
+        path = self.folder / PLAN
+        plan = {"seed": self.seed, "batch_size": self.batch_size} | facts | {"settings": settings}
+        plan = json.loads(json.dumps(plan))
+        there = read_plan(self.folder) if path.exists() else plan | {"settings": {}}
+        wanted, known = plan["settings"], there["settings"]
+        changed = [name for name in plan if name != "settings" and plan[name] != there.get(name)]
+        changed += [f"setting {name}" for name in wanted if name in known and wanted[name] != known[name]]
+        if changed:
+            raise ValueError(
+                f"expected to go on with what {path} asks for, got another {', '.join(changed)}; choose a new folder"
+            )
+        with atomic(path) as part:
+            part.write_text(json.dumps(plan | {"settings": known | wanted}, indent=1, ensure_ascii=False), "utf-8")
+
+    def batches(self, folder: Path, count: int, suffix: str) -> Iterator[tuple[int, list[Path]]]:
+        """Number and files of each batch of this process that is not whole."""
+        files = [folder / f"{row:06d}{suffix}" for row in range(count)]
+        starts = range(0, count, self.batch_size)
+        for number, start in enumerate(tqdm(starts, desc=str(folder.relative_to(self.folder)), unit="batch")):
+            batch = files[start : start + self.batch_size]
+            if number % self.processes == self.process and not all(path.exists() for path in batch):
+                yield number, batch
+
+    def draw(self, setting: Setting, prompts: Sequence[str], model, processor, scorer=None, augmenter=None) -> None:
+        """
+        Draws a picture for each prompt.
+
+        Args:
+            setting ([`Setting`]): How.
+            prompts (`Sequence[str]`): What to draw.
+            model, processor: Draw.
+            scorer ([`CLIPScorer`], *optional*): Picks one of several candidates.
+            augmenter ([`RetrievalAugmenter`], *optional*): Retrieves documents.
+
+        Raises:
+            ValueError: if candidates or documents are wanted and what they need is not there.
+        """
+        check_clip(setting, scorer)
+        check_bank(setting, augmenter)
+        for number, paths in self.batches(self.folder / "drawn" / setting.name, len(prompts), ".png"):
+            texts = list(prompts[number * self.batch_size :][: self.batch_size])
+            self._seed(f"drawn\0{setting.name}", number)
+            retrieved = augmenter.for_prompts(texts, setting.documents) if setting.documents else None
+            pools = draw_candidates(
+                model, processor, texts, setting.candidates, setting.strategies, retrieved=retrieved
+            )
+            if setting.candidates > 1:
+                pools = rank(pools, texts, scorer, keep=1)
+            for path, pool in zip(paths, pools):
+                with atomic(path) as part:
+                    pool[0].image.save(part, "PNG")
+
+    def drawn(self, setting: Setting, count: int) -> list[Path]:
+        """The pictures of a setting that is whole."""
+        return [self.folder / "drawn" / setting.name / f"{row:06d}.png" for row in range(count)]
+
+    def describe(
+        self, setting: Setting, pictures: Sequence[Image.Image], instruction: str, model, processor, augmenter=None
+    ) -> None:
+        """
+        Describes each picture.
+
+        Args:
+            setting ([`Setting`]): How.
+            pictures (`Sequence[PIL.Image.Image]`): What to describe.
+            instruction (`str`): As the model was trained with, such as "Describe the given picture."
+            model, processor, augmenter: See [`draw`].
+
+        Raises:
+            ValueError: as [`draw`].
+        """
+        check_bank(setting, augmenter)
+        arguments = GREEDY | setting.text
+        for number, paths in self.batches(self._descriptions(setting), len(pictures), ".txt"):
+            batch = list(pictures[number * self.batch_size :][: self.batch_size])
+            self._seed(f"described\0{setting.description}", number)
+            inputs = description_prompts(batch, instruction, processor, setting.documents, augmenter).to(model.device)
+            ids = model.generate(**inputs, generation_mode="text", **arguments)
+            new = ids[:, inputs["input_ids"].shape[1] :]
+            texts = processor.post_process_multimodal_output(new, generation_mode="text")
+            for path, text in zip(paths, texts):
+                with atomic(path) as part:
+                    part.write_text(text.strip(), "utf-8")
+
+    def described(self, setting: Setting, count: int) -> list[str]:
+        """The descriptions of a setting that is whole."""
+        return [(self._descriptions(setting) / f"{row:06d}.txt").read_text("utf-8") for row in range(count)]
+
+    def _descriptions(self, setting: Setting) -> Path:
+        """Settings that describe in the same way share a folder."""
+        return self.folder / "described" / setting.description
+
+    def _seed(self, what: str, number: int) -> None:
+        words = f"{self.seed}\0{what}\0{number}".encode()
+        set_seed(int.from_bytes(hashlib.blake2b(words, digest_size=4).digest(), "little"))
+
+
+def read_plan(folder: Path) -> dict:
+    """
+    What a run was asked for.
+
+    Raises:
+        ValueError: if there is no run in the folder.
+    """
+    try:
+        return json.loads((Path(folder) / PLAN).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected an evaluation in {folder}, could not read its {PLAN}: {error}") from error
+
+
+def check_clip(setting: Setting, scorer) -> None:
+    """
+    Raises:
+        ValueError: if a setting needs a CLIP that is not there.
+    """
+    if setting.candidates > 1 and scorer is None:
+        raise ValueError(f"expected a CLIP to pick among the candidates of {setting.name}, got none; name one")
+
+
+def check_bank(setting: Setting, augmenter) -> None:
+    """
+    Raises:
+        ValueError: if a setting needs a memory bank that is not there.
+    """
+    if setting.documents and augmenter is None:
+        raise ValueError(f"expected a memory bank for the documents of {setting.name}, got none; name one")
+
+
+def description_prompts(pictures: list[Image.Image], instruction: str, processor, documents: int = 0, augmenter=None):
+    """Prompts that ask what is in pictures, behind documents that the pictures retrieve, the best next to them."""
+    if not documents:
+        return processor.for_image_to_text(pictures, text=instruction)
+    asking = replace(augmenter, training=False, count=documents)
+    texts, codes = [], []
+    for picture, found in zip(pictures, asking.retrieve([{"image": picture} for picture in pictures])):
+        shown = [one for one in reversed(found) if one["codes"] is not None]
+        front = "".join(f"{EOS}{one['text'] or ''}{BREAK}{IMAGE}" for one in shown)
+        texts.append(f"{front}{EOS}{instruction}{IMAGE_TO_TEXT}")
+        codes += [torch.tensor(one["codes"])[None] for one in shown] + [processor.encode_images(picture)]
+    return processor(text=texts, image_codes=torch.cat(codes))
+
+
+__all__ = ["Run", "check_bank", "check_clip", "description_prompts", "read_plan"]

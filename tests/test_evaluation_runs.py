@@ -1,0 +1,235 @@
+"""Evaluations that are stopped and go on, what they write, and the emoji recipe from end to end on a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from conftest import CAPTIONS, COLOURS, SHAPES, draw, load_recipe
+from datasets import Dataset
+from PIL import Image
+
+from cm3leon_hf.evaluation.captions import caption_scores
+from cm3leon_hf.evaluation.clip_score import CLIPScorer
+from cm3leon_hf.evaluation.intervals import Measured
+from cm3leon_hf.evaluation.measuring import SeenPictures
+from cm3leon_hf.evaluation.results import markdown_table, model_index, read_results, write_results
+from cm3leon_hf.evaluation.runs import Run, description_prompts
+from cm3leon_hf.evaluation.settings import Setting, read_settings
+
+CFG = Setting("cfg-3", {"guidance_scale": 3.0, "top_p": 0.9})
+BEST = Setting("best", {}, strategy="both", candidates=3)
+PICTURES = [draw(colour, shape) for colour in COLOURS for shape in SHAPES]
+
+
+@pytest.fixture(scope="module")
+def scorer(small_clip) -> CLIPScorer:
+    return CLIPScorer(small_clip, None, device="cpu")
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(model, monkeypatch, calls: int) -> list:
+    """Stops the run in the call of `generate` behind `calls`; returns the list of calls."""
+    made, generate = [], model.generate
+
+    def counted(*arguments, **options):
+        if len(made) == calls:
+            raise Stopped
+        made.append(1)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(model, "generate", counted)
+    return made
+
+
+def pixels(run: Run, setting: Setting) -> list[bytes]:
+    return [Image.open(path).tobytes() for path in run.drawn(setting, len(CAPTIONS))]
+
+
+@pytest.mark.parametrize("setting", [CFG, BEST], ids=lambda setting: setting.name)
+def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(setting, model, processor, scorer, tmp_path, monkeypatch):
+    whole, broken = Run(tmp_path / "whole", 3), Run(tmp_path / "broken", 3)
+    whole.draw(setting, CAPTIONS, model, processor, scorer)
+    passes = len(setting.strategies)
+    with monkeypatch.context() as patch:
+        stop_after(model, patch, 2 * passes)
+        with pytest.raises(Stopped):
+            broken.draw(setting, CAPTIONS, model, processor, scorer)
+    assert sum(path.exists() for path in broken.drawn(setting, len(CAPTIONS))) == 6, "two batches of three stay"
+    made = stop_after(model, monkeypatch, 99)
+    broken.draw(setting, CAPTIONS, model, processor, scorer)
+    assert len(made) == passes, "one batch was left"
+    assert pixels(broken, setting) == pixels(whole, setting)
+    assert len(set(pixels(whole, setting))) > 4
+    broken.draw(setting, CAPTIONS, model, processor, scorer)
+    assert len(made) == passes
+
+
+def test_processes_share_the_batches(model, processor, tmp_path):
+    alone = Run(tmp_path / "alone", 3)
+    alone.draw(CFG, CAPTIONS, model, processor)
+    for process in range(2):
+        Run(tmp_path / "shared", 3, process=process, processes=2).draw(CFG, CAPTIONS, model, processor)
+        drawn = sum(path.exists() for path in Run(tmp_path / "shared").drawn(CFG, len(CAPTIONS)))
+        assert drawn == (5, 8)[process]
+    assert pixels(Run(tmp_path / "shared"), CFG) == pixels(alone, CFG)
+
+
+def test_descriptions_are_those_of_generate_and_shared(model, processor, tmp_path, monkeypatch):
+    run = Run(tmp_path, 4)
+    run.describe(CFG, PICTURES, "Describe the given picture.", model, processor)
+    inputs = processor.for_image_to_text(PICTURES[:4], text="Describe the given picture.")
+    ids = model.generate(**inputs, generation_mode="text", do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    expected = [text.strip() for text in processor.post_process_multimodal_output(ids, generation_mode="text")]
+    assert run.described(CFG, 4) == expected
+    made = stop_after(model, monkeypatch, 99)
+    run.describe(BEST, PICTURES, "Describe the given picture.", model, processor)
+    assert not made, "both describe greedily"
+    guided = Setting("other", {}, text={"guidance_scale": 2.0})
+    run.describe(guided, PICTURES, "Describe the given picture.", model, processor)
+    assert len(made) == 2 and (tmp_path / "described" / "guidance_scale-2.0_documents-0").is_dir()
+
+
+class FakeAugmenter:
+    """Stands in for a bank: the same two documents for everything, the best first."""
+
+    documents = ({"text": "blue", "codes": [1] * 16}, {"text": "red", "codes": [2] * 16})
+
+    def for_prompts(self, prompts, count):
+        return [list(self.documents[:count]) for _ in prompts]
+
+
+def test_descriptions_stand_behind_documents(processor, vocabulary, monkeypatch):
+    found = [list(FakeAugmenter.documents), [FakeAugmenter.documents[0], {"text": "codeless", "codes": None}]]
+    augmenter = type("Bank", (), {"retrieve": lambda self, rows: found})()
+    monkeypatch.setattr("cm3leon_hf.evaluation.runs.replace", lambda augmenter, training, count: augmenter)
+    inputs = description_prompts(PICTURES[:2], "Describe.", processor, 2, augmenter)
+    plain = processor.for_image_to_text(PICTURES[:2], text="Describe.")["input_ids"]
+    for row, (ids, mask, alone) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], plain)):
+        ids, alone = ids[mask.bool()].tolist(), alone.tolist()
+        front, query = ids[: -len(alone)], ids[-len(alone) :]
+        assert query == alone
+        shown = [2, 1] if row == 0 else [1]  # the best stands next to the picture
+        assert [id - vocabulary.text_size for id in front if id >= vocabulary.text_size] == [
+            code for code in shown for _ in range(16)
+        ]
+        assert front.count(vocabulary.eos_id) == len(shown)
+
+
+def test_documents_reach_the_prompts(model, processor, tmp_path, monkeypatch):
+    seen = []
+    plain = type(processor).for_text_to_image
+
+    def recorded(self, prompts, retrieved=None, max_length=None):
+        seen.append((prompts, retrieved, max_length))
+        return plain(self, prompts)
+
+    monkeypatch.setattr(type(processor), "for_text_to_image", recorded)
+    setting = Setting("documents", {}, documents=1)
+    Run(tmp_path, 8).draw(setting, CAPTIONS, model, processor, augmenter=FakeAugmenter())
+    assert seen == [(CAPTIONS, [[FakeAugmenter.documents[0]]] * 8, model.config.max_position_embeddings)]
+
+
+def test_what_is_missing_is_said_before_anything_is_drawn(model, processor, tmp_path):
+    for setting, missing in ((BEST, "a CLIP"), (Setting("two", {}, documents=2), "a memory bank")):
+        with pytest.raises(ValueError, match=f"expected {missing} .*{setting.name}"):
+            Run(tmp_path).draw(setting, CAPTIONS, model, processor)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_plan_is_refused_and_further_settings_are_not(tmp_path):
+    run = Run(tmp_path, 4, seed=1)
+    run.start({"model": "a"}, {"cfg": {"guidance_scale": 3.0}})
+    run.start({"model": "a"}, {"cd-k": {}})
+    assert json.loads((tmp_path / "plan.json").read_text())["settings"] == {"cfg": {"guidance_scale": 3.0}, "cd-k": {}}
+    with pytest.raises(ValueError, match="another model; choose"):
+        run.start({"model": "b"}, {})
+    with pytest.raises(ValueError, match="another seed, setting cfg"):
+        Run(tmp_path, 4, seed=2).start({"model": "a"}, {"cfg": {"guidance_scale": 2.0}})
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "different names"),
+        ([{"name": "a"}, {"name": "a"}], "different names"),
+        ([{"name": "a/b"}], "of letters"),
+        ([{"name": "a", "strategy": "beam"}], "a strategy among"),
+        ([{"name": "a", "strategy": "both"}], "a candidate for each strategy"),
+        ([{"name": "a", "documents": -1}], "0 documents or more"),
+    ],
+)
+def test_wrong_settings_are_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings(entries)
+
+
+def test_pictures_are_measured_as_the_model_sees_them(processor):
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 50, 3), np.uint8))
+    (seen,) = SeenPictures([wide], processor.image_processor)
+    pixels = processor.image_processor(wide, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(np.asarray(seen).transpose(2, 0, 1) / 127.5 - 1, pixels, atol=1e-5)
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    measured = {
+        name: {"fd": Measured(1.5 + at, np.arange(5.0)), "r_at_1": Measured(0.5, np.full(5, 0.5))}
+        for at, name in enumerate(("cfg", "real"))
+    }
+    card = {"model_name": "m", "task_type": "text-to-image", "dataset_type": "emoji", "dataset_name": "Emoji"}
+    write_results(tmp_path, measured, {"model": "m"}, card)
+    again = read_results(tmp_path)
+    assert {name: list(row) for name, row in again.items()} == {name: ["fd", "r_at_1"] for name in measured}
+    assert again["real"]["fd"].value == 2.5 and (again["cfg"]["fd"].replicates == np.arange(5.0)).all()
+    table = (tmp_path / "results.md").read_text()
+    assert markdown_table(measured) in table and "| setting | fd ↓ | r_at_1 ↑ |" in table and "- model: m" in table
+    (entry,) = yaml.safe_load(model_index(measured, **card))["model-index"]
+    assert [one["args"]["setting"] for one in entry["results"][0]["metrics"]] == ["cfg", "cfg"]
+    with pytest.raises(ValueError, match="expected results in"):
+        read_results(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def emoji_arguments(folder, small_clip, tmp_path):
+    rows = [
+        {"image": draw(colour, shape, 24), "captions": [f"a {colour} {shape} on white", f"{colour} {shape}"]}
+        for colour in COLOURS
+        for shape in SHAPES
+    ]
+    (tmp_path / "emoji").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "emoji" / "heldout_pairs-00000-of-00001.parquet")
+    settings = [
+        {"name": "cfg-1", "guidance_scale": 1.0},
+        {"name": "cfg-3", "guidance_scale": 3.0, "text": {"guidance_scale": 3.0}},
+        {"name": "documents", "documents": 1},
+    ]
+    recipe = load_recipe("evaluate/emoji.py")
+    places = {"dataset": str(tmp_path / "emoji"), "out": str(tmp_path / "out"), "model": folder}
+    options = {"clip_model": small_clip, "split": "train", "batch_size": 3, "resamples": 20}
+    return recipe, recipe.EmojiArguments(settings=settings, **places, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*unreliable")
+def test_the_emoji_recipe_evaluates(emoji_arguments, tmp_path, capsys):
+    recipe, arguments = emoji_arguments
+    recipe.main(arguments)
+    printed = capsys.readouterr().out
+    assert "left out without a memory bank: documents" in printed
+    line = json.loads(printed.strip().splitlines()[-1])
+    assert set(line) == {"cfg-1", "cfg-3", "real"}
+    assert set(line["cfg-3"]) == {"fd", "precision", "recall", "clip_score", "r_at_1", "cider"}
+    for row in line.values():
+        assert all(one["low"] <= one["value"] <= one["high"] for one in row.values())
+    written = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
+    plots = {"results.png", "guidance.png"}
+    assert written == plots | {"plan.json", "results.json", "results.md", "model_index.yml", "replicates.safetensors"}
+    assert Image.open(tmp_path / "out" / "results.png").width > 500
+    texts = Run(tmp_path / "out").described(recipe.read_settings(arguments.settings)[1], 8)
+    rows = recipe.held_out_rows(arguments)
+    expected = caption_scores(texts, rows["captions"][:], ("cider",), "words")["cider"].corpus
+    assert line["cfg-3"]["cider"]["value"] == pytest.approx(expected)
+    recipe.main(arguments)
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == line
