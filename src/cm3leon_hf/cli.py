@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws pictures, `cm3leon describe` says what is in one."""
+"""The command line: `cm3leon generate` draws pictures, `describe` says what is in one, `compare` two evaluations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .cli_compare import compare
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -171,3 +173,6 @@ def errors_in_one_line() -> Iterator[None]:
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
+
+
+app.command()(errors_in_one_line()(compare))
