@@ -36,13 +36,42 @@ def read_pictures(sources: Iterable, skip_broken: bool = False) -> Iterator[Imag
         ValueError: naming the first picture that cannot be read.
     """
     for number, source in enumerate(sources):
-        try:
-            yield read_image((source["bytes"] or source["path"]) if isinstance(source, dict) else source)
-        except ValueError as error:
-            name = source if isinstance(source, (str, Path)) else f"number {number}"
-            if not skip_broken:
-                raise ValueError(f"picture {name}: {error}; mend it, or skip broken pictures") from error
-            print(f"skipped picture {name}: {error}")
+        if (picture := _read(source, number, skip_broken)) is not None:
+            yield picture
+
+
+def readable_rows(rows, column: str, skip_broken: bool = False):
+    """
+    Rows of a data set whose pictures can all be read; the pictures stay undecoded.
+
+    Args:
+        rows (`datasets.Dataset`): With pictures.
+        column (`str`): Where they are.
+        skip_broken (`bool`): Whether to leave out, and say so, what cannot be read.
+
+    Raises:
+        ValueError: naming the first picture that cannot be read.
+    """
+    from datasets import Image as ImageFeature
+
+    rows = rows.cast_column(column, ImageFeature(decode=False))
+    cells = enumerate(rows[column])
+    return rows.select([number for number, cell in cells if _read(cell, number, skip_broken) is not None])
+
+
+def _read(source, number: int, skip_broken: bool) -> Image.Image | None:
+    stored, name = source, f"number {number}"
+    if isinstance(source, dict):
+        stored, name = source["bytes"] or source["path"], source["path"] or name
+    elif isinstance(source, (str, Path)):
+        name = source
+    try:
+        return read_image(stored)
+    except ValueError as error:
+        if not skip_broken:
+            raise ValueError(f"picture {name}: {error}; mend it, or skip broken pictures") from error
+        print(f"skipped picture {name}: {error}")
+        return None
 
 
 def batched(values: Iterable, size: int) -> Iterator[list]:
@@ -70,4 +99,4 @@ def check_as_many(what: str, values: Sequence, other: str, others: Sequence) -> 
         raise ValueError(f"expected {what} for all {other}, got {len(values)} for {len(others)}; match them")
 
 
-__all__ = ["atomic", "batched", "check_as_many", "content_hash", "read_pictures"]
+__all__ = ["atomic", "batched", "check_as_many", "content_hash", "read_pictures", "readable_rows"]
