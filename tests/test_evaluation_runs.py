@@ -126,14 +126,16 @@ def test_documents_reach_the_prompts(model, processor, tmp_path, monkeypatch):
     seen = []
     plain = type(processor).for_text_to_image
 
-    def recorded(self, prompts, retrieved=None, max_length=None):
-        seen.append((prompts, retrieved, max_length))
-        return plain(self, prompts)
+    def recorded(self, prompts, retrieved, **options):
+        seen.append((prompts, retrieved))
+        return plain(self, prompts, retrieved, **options)
 
     monkeypatch.setattr(type(processor), "for_text_to_image", recorded)
     setting = Setting("documents", {}, documents=1)
-    Run(tmp_path, 8).draw(setting, CAPTIONS, model, processor, augmenter=FakeAugmenter())
-    assert seen == [(CAPTIONS, [[FakeAugmenter.documents[0]]] * 8, model.config.max_position_embeddings)]
+    run = Run(tmp_path, 8)
+    run.draw(setting, CAPTIONS, model, processor, augmenter=FakeAugmenter())
+    assert seen == [(CAPTIONS, [[FakeAugmenter.documents[0]]] * 8)]
+    assert all(path.exists() for path in run.drawn(setting, 8))
 
 
 def test_what_is_missing_is_said_before_anything_is_drawn(model, processor, tmp_path):

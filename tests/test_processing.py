@@ -56,6 +56,30 @@ def test_image_to_text_prompts(processor, layout, pictures, codes):
     assert rows(processor.for_image_to_text(pictures[0])) == rows(processor(images=pictures[0])) == bare
 
 
+def test_retrieved_documents_stand_in_front_the_best_last(processor, layout, pictures, codes, caplog):
+    best = {"text": "a red circle", "codes": codes[0].tolist(), "image": None}
+    second, third = {"image": pictures[1]}, {"text": "words alone"}
+    prompts, found = ["red", "a blue square"], [[best, second, third], []]
+    expected = [
+        layout("words alone")
+        + layout("<break>", codes[1])
+        + layout("a red circle<break>", codes[0])
+        + layout("red", "<break>"),
+        layout("a blue square", "<break>"),
+    ]
+    assert rows(processor.for_text_to_image(prompts, found)) == expected
+    room = len(expected[0]) + LENGTH - 1  # one position too few
+    assert rows(processor.for_text_to_image(prompts, found, max_length=room)) == [
+        expected[0][len(layout("words alone")) :],
+        expected[1],
+    ]
+    assert "dropped 1 of 3 retrieved documents" in caplog.text
+    with pytest.raises(ValueError, match="each of 2 prompts, got 1"):
+        processor.for_text_to_image(prompts, found[:1])
+    with pytest.raises(ValueError, match="a text or a picture, got neither"):
+        processor.for_text_to_image("red", [[{"text": None, "codes": None}]])
+
+
 def test_images_stand_where_the_text_wants_them(processor, layout, pictures, codes):
     text = ["first<break><image><eos>second<break><image>", "third<break><image>"]
     batch = processor(images=[pictures[:2], [pictures[2]]], text=text)

@@ -2,7 +2,8 @@
 
     python recipes/data/tokenize_images.py --config recipes/data/codes_emoji.yaml
 
-Every split becomes Parquet with the column `codes` in place of the pictures; broken pictures are skipped and counted.
+Every split becomes Parquet with the column `codes` in place of the pictures or beside them; broken pictures are skipped
+and counted.
 A stopped run goes on with the first split that is not there yet.
 """
 
@@ -24,6 +25,7 @@ class CodesArguments:
     vqgan: str = field(metadata={"help": "Folder of a trained VQGAN and its image processor."})
     output_dir: str = field(metadata={"help": "Folder for the Parquet files."})
     image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
+    keep_images: bool = field(default=False, metadata={"help": "Keep the pictures beside their codes, for retrieval."})
     batch_size: int = field(default=64, metadata={"help": "Pictures encoded at a time."})
 
 
@@ -53,7 +55,7 @@ def encode_split(name: str, split: Dataset, args: CodesArguments, vqgan: CM3Leon
         codes,
         batched=True,
         batch_size=args.batch_size,
-        remove_columns=[args.image_column],
+        remove_columns=[] if args.keep_images else [args.image_column],
         fn_kwargs={"column": args.image_column, "vqgan": vqgan, "processor": processor},
         desc=f"encoding {name}",
     )
@@ -63,7 +65,7 @@ def encode_split(name: str, split: Dataset, args: CodesArguments, vqgan: CM3Leon
         f"{name}: {len(kept)} pictures, {len(split) - len(kept)} skipped; {int((counts > 0).sum())} of {len(counts)} "
         f"codes, {entropy:.2f} nats a code"
     )
-    return encoded
+    return encoded.cast_column(args.image_column, Image()) if args.keep_images else encoded
 
 
 def main(args: CodesArguments) -> None:

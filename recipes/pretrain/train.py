@@ -41,6 +41,15 @@ class PretrainArguments:
     whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
     instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
     image_noise: float = field(default=0.0, metadata={"help": "Largest share of image tokens to read wrongly."})
+    bank: str = field(default="", metadata={"help": "Memory bank to retrieve documents from for the training rows."})
+    clip_model: str = field(
+        default="ViT-B-32", metadata={"help": "CLIP of the bank: of open_clip, or local-dir:FOLDER."}
+    )
+    clip_weights: str = field(default="openai", metadata={"help": "Name or file of its weights."})
+    retrieved_shares: list[float] = field(
+        default_factory=lambda: [0.4, 0.2, 0.4],
+        metadata={"help": "Share of batches with 0, 1, 2 … retrieved documents."},
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure the loss on."})
 
@@ -72,6 +81,20 @@ def training_rows(args: PretrainArguments) -> Dataset:
     return rows
 
 
+def retrieval(args: PretrainArguments, seed: int):
+    from cm3leon_hf.data.retrieved import RetrievalTransform
+    from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
+    from cm3leon_hf.retrieval.encoder import CLIPEncoder
+    from cm3leon_hf.retrieval.memory_bank import MemoryBank
+
+    encoder = CLIPEncoder(args.clip_model, args.clip_weights)
+    return RetrievalTransform(
+        RetrievalAugmenter(MemoryBank.load(args.bank, encoder.name), encoder),
+        args.retrieved_shares,
+        np.random.default_rng(seed),
+    )
+
+
 def main(args: PretrainArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
     config = AutoConfig.from_pretrained(args.model_config, use_cache=False)
@@ -83,14 +106,17 @@ def main(args: PretrainArguments, training: TrainingArguments) -> None:
         whole_segment=args.whole_segment,
         span_rate=args.span_rate,
         instruction_share=args.instruction_share,
+        max_length=config.max_position_embeddings,
     )
-    train, held_out = (
-        rows.select_columns(["captions", "codes"]).with_transform(replace(transform, image_noise=noise))
-        for rows, noise in (
-            (training_rows(args), args.image_noise),
-            (load_dataset(args.dataset, split=args.eval_split), 0.0),
-        )
-    )
+    training_transform = replace(transform, image_noise=args.image_noise)
+    train, columns = training_rows(args), ["captions", "codes"]
+    if args.bank:
+        augment = retrieval(args, training.seed)
+        train = train.select_columns([*columns, "image"])
+        train = train.with_transform(lambda rows: training_transform(augment(rows)))
+    else:
+        train = train.select_columns(columns).with_transform(training_transform)
+    held_out = load_dataset(args.dataset, split=args.eval_split).select_columns(columns).with_transform(transform)
     model = build_model(args, config)
     trainer = ThroughputTrainer(
         model=model,

@@ -20,6 +20,8 @@ _HOMES = {
     "ModalityLogitsProcessor": "logits_processors",
     "TextHolesLogitsProcessor": "logits_processors",
     "Vocabulary": "vocabulary",
+    "default_bank": "shipped",
+    "default_clip": "shipped",
     "default_model": "shipped",
 }
 __all__ = [*_HOMES]

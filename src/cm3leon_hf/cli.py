@@ -50,8 +50,26 @@ def generate(
         int | None,
         typer.Option(min=1, help="Draw so many for each prompt and keep the best by CLIP.", show_default=False),
     ] = None,
-    clip_model: Annotated[str, typer.Option(help="CLIP of open_clip that ranks candidates.")] = "ViT-B-32",
-    clip_weights: Annotated[str, typer.Option(help="Name or file of its weights.")] = "openai",
+    retrieve: Annotated[
+        int, typer.Option(min=0, max=2, help="Put so many retrieved documents in front of each prompt.")
+    ] = 0,
+    show_retrieved: Annotated[
+        bool, typer.Option("--show-retrieved", help="Show in the grid what was retrieved.")
+    ] = False,
+    bank: Annotated[
+        str | None,
+        typer.Option(help="Memory bank to retrieve from. The shipped one when left out.", show_default=False),
+    ] = None,
+    clip_model: Annotated[
+        str | None,
+        typer.Option(
+            help="CLIP of open_clip that ranks candidates and retrieves. The shipped one when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    clip_weights: Annotated[
+        str | None, typer.Option(help="Name or file of its weights, such as `openai`.", show_default=False)
+    ] = None,
     seed: Seed = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("cm3leon-out"),
 ):
@@ -70,6 +88,8 @@ def generate(
     `cm3leon generate "cat face, noto style" "rocket, twemoji style" --num-images 8 --seed 1`
 
     `cm3leon generate "rocket, twemoji style" --candidates 8 --strategy both --num-images 2`
+
+    `cm3leon generate "sloth, twemoji style" --retrieve 2 --show-retrieved`
     """
     with errors_in_one_line():
         from .evaluation.reranking import draw_candidates, rank
@@ -78,7 +98,8 @@ def generate(
 
         if candidates is not None and candidates < num_images:
             raise ValueError(f"expected at least {num_images} candidates to keep as many, got {candidates}; draw more")
-        scorer = load_scorer(clip_model, clip_weights) if candidates is not None else None
+        scorer = load_clip(clip_model, clip_weights) if candidates is not None or retrieve else None
+        retrieved = find_documents(prompts, retrieve, bank, scorer) if retrieve else None
         model, processor = load(model, seed)
         cfg = {"guidance_scale": guidance_scale, "top_p": top_p}
         cd_k = {"contrastive_alpha": contrastive_alpha, "contrastive_k": contrastive_k}
@@ -90,15 +111,44 @@ def generate(
             prompts,
             candidates or num_images,
             strategies,
+            retrieved=retrieved,
             temperature=temperature,
             streamer=lambda: TokenProgress(length, "drawing"),
         )
-        if scorer is not None:
+        if candidates is not None:
             pools = rank(pools, prompts, scorer, keep=num_images)
-        drawn = [candidate for pool in pools for candidate in pool]
-        labels = [label(prompt, rank, one) for prompt, pool in zip(prompts, pools) for rank, one in enumerate(pool)]
-        grid = draw_grid([one.image for one in drawn], labels, columns=num_images)
-        save({"grid": grid} | {f"{index:02d}": one.image for index, one in enumerate(drawn)}, out)
+        cells = grid_cells(prompts, pools, retrieved if show_retrieved else None, processor)
+        grid = draw_grid(*zip(*(cell for row in cells for cell in row)), columns=len(cells[0]))
+        drawn = [candidate.image for pool in pools for candidate in pool]
+        save({"grid": grid} | {f"{index:02d}": image for index, image in enumerate(drawn)}, out)
+
+
+def grid_cells(prompts: list[str], pools: list[list], retrieved: list[list[dict]] | None, processor) -> list[list]:
+    """For each prompt a row of pictures with labels: what was retrieved for it, if that is to be seen, comes first."""
+    from PIL import Image
+
+    rows = [
+        [(one.image, label(prompt, at, one)) for at, one in enumerate(pool)] for prompt, pool in zip(prompts, pools)
+    ]
+    if retrieved is None:
+        return rows
+    places = max(map(len, retrieved), default=0)
+    for row, documents in zip(rows, retrieved):
+        shown = [(document_image(one, processor), f"retrieved: {one['text']}") for one in documents]
+        row[:0] = shown + [(Image.new("RGB", (1, 1), "white"), "")] * (places - len(shown))
+    return rows
+
+
+def document_image(document: dict, processor):
+    """A document's picture, decoded from its codes or read; white if it has none."""
+    import torch
+    from PIL import Image
+
+    from .images import read_image
+
+    if document["codes"] is not None:
+        return processor.decode_images(torch.tensor([document["codes"]]))[0]
+    return Image.new("RGB", (1, 1), "white") if document["image"] is None else read_image(document["image"])
 
 
 def label(prompt: str, rank: int, candidate) -> str:
@@ -130,13 +180,25 @@ def describe(
         print(processor.post_process_multimodal_output(new, generation_mode="text")[0].strip())
 
 
-def load_scorer(model: str, weights: str):
+def load_clip(model: str | None, weights: str | None):
+    """The CLIP, the shipped one by default; it scores pictures and retrieves."""
     try:
         from .evaluation.clip_score import CLIPScorer
+        from .shipped import default_clip
 
-        return CLIPScorer(model, weights)
+        return CLIPScorer(model or default_clip(), weights)
     except (ImportError, RuntimeError) as error:
-        raise ValueError(f"expected a CLIP to rank candidates, got {error}") from error
+        raise ValueError(f"expected a CLIP to rank candidates and retrieve, got {error}") from error
+
+
+def find_documents(prompts: list[str], count: int, folder: str | None, encoder) -> list[list[dict]]:
+    """What the bank, the shipped one by default, has for each prompt."""
+    from .retrieval.augmenter import RetrievalAugmenter
+    from .retrieval.memory_bank import MemoryBank
+    from .shipped import default_bank
+
+    bank = MemoryBank.load(folder or default_bank(), encoder.name)
+    return RetrievalAugmenter(bank, encoder, training=False).for_prompts(prompts, count)
 
 
 def load(path: str | None, seed: int | None):

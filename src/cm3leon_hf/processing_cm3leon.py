@@ -12,7 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .images import read_image
 from .modeling_vqgan import CM3LeonVQGAN
 from .processing_infilling import fill_image, fill_text, image_holes, masked_tokens, split_images, text_holes
-from .processing_prompts import CHAT_TEMPLATE, CONTROLS, EDITING, IMAGE_TO_IMAGE, IMAGE_TO_TEXT
+from .processing_prompts import CHAT_TEMPLATE, CONTROLS, EDITING, IMAGE_TO_IMAGE, IMAGE_TO_TEXT, behind_retrieved
 from .vocabulary import BREAK, GENERATION_MODES, IMAGE, INFILL, MASK, Vocabulary
 
 VQGAN_FOLDER = "vqgan"
@@ -105,20 +105,60 @@ class CM3LeonProcessor(ProcessorMixin):
         image_ids = self.vocabulary.codes_to_ids(codes).tolist() if count else []
         return self._batch(texts, image_ids, padding, return_tensors, add_special_tokens)
 
-    def for_text_to_image(self, prompts: str | list[str]) -> BatchFeature:
+    def for_text_to_image(
+        self, prompts: str | list[str], retrieved: list[list[dict]] | None = None, max_length: int | None = None
+    ) -> BatchFeature:
         """
-        Prompts whose continuation is an image: `<eos> text <break>` (section 2.2).
+        Prompts whose continuation is an image: `<eos> text <break>` (section 2.2), behind retrieved documents if any.
 
         Args:
             prompts (`str` or `list[str]`): What to draw.
+            retrieved (`list[list[dict]]`, *optional*): Documents for each prompt, the best first, as
+                [`~cm3leon_hf.retrieval.augmenter.RetrievalAugmenter.for_prompts`] gives them: each with `text`, or a
+                picture as `codes` or `image`, or both.
+            max_length (`int`, *optional*): Positions that the prompt and its image may take; by default the
+                tokenizer's `model_max_length`. Documents that do not fit are dropped whole, the worst first.
 
         Raises:
-            ValueError: if a prompt is empty.
+            ValueError: if a prompt is empty, or there are not as many lists of documents as prompts.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
             raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
-        return self(text=[f"{prompt}{BREAK}" for prompt in prompts])
+        texts = [f"{prompt}{BREAK}" for prompt in prompts]
+        if retrieved is None:
+            return self(text=texts)
+        if len(retrieved) != len(prompts):
+            raise ValueError(
+                f"expected a list of documents for each of {len(prompts)} prompts, got {len(retrieved)}; match them"
+            )
+        room = (max_length or self.tokenizer.model_max_length) - self.vocabulary.image_length
+        rows = [
+            behind_retrieved(
+                [self.document_ids(one) for one in documents], self(text=text)["input_ids"][0].tolist(), room
+            )
+            for documents, text in zip(retrieved, texts)
+        ]
+        return BatchFeature(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
+
+    def document_ids(self, document: dict) -> list[int]:
+        """
+        A document's ids, `<eos> text <break> image`, without what it lacks.
+
+        Args:
+            document (`dict`): With `text`, or a picture as `codes` or `image`, or both.
+
+        Raises:
+            ValueError: if it has neither, or as `__call__`.
+        """
+        text, codes, image = (document.get(name) for name in ("text", "codes", "image"))
+        if text is None and codes is None and image is None:
+            raise ValueError("expected a document with a text or a picture, got neither; leave it out")
+        shown = codes is not None or image is not None
+        codes = None if codes is None else torch.as_tensor(codes, dtype=torch.long)[None]
+        codes = self._codes(image if codes is None else None, codes)
+        image_ids = [] if codes is None else self.vocabulary.codes_to_ids(codes).tolist()
+        return self._batch([f"{text or ''}{BREAK}{IMAGE}" if shown else text], image_ids)["input_ids"][0].tolist()
 
     def for_image_to_text(self, images=None, text: str | None = None, image_codes=None) -> BatchFeature:
         """

@@ -1,25 +1,48 @@
-"""Where the model that ships with the package lies."""
+"""Where the models and the memory bank that ship with the package lie."""
 
 from pathlib import Path
 
-NAME = "cm3leon-emoji"
+MODEL, CLIP, BANK = "cm3leon-emoji", "cm3leon-emoji-clip", "cm3leon-emoji-bank"
 
 
 def default_model() -> str:
     """
     Folder of the shipped model, for `from_pretrained`.
 
-    A wheel carries it inside the package; a checkout has it under `model_cards/`.
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    return _folder(MODEL, "config.json")
+
+
+def default_clip() -> str:
+    """
+    The shipped CLIP as open_clip names it, `local-dir:…`, for [`~cm3leon_hf.retrieval.encoder.CLIPEncoder`].
 
     Raises:
-        FileNotFoundError: if neither is there.
+        FileNotFoundError: if it is not there.
     """
+    return f"local-dir:{_folder(CLIP, 'open_clip_config.json')}"
+
+
+def default_bank() -> str:
+    """
+    Folder of the shipped memory bank, for `MemoryBank.load`; its encoder is [`default_clip`].
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    return _folder(BANK, "manifest.json")
+
+
+def _folder(name: str, file: str) -> str:
+    """A wheel carries the folder inside the package; a checkout has it under `model_cards/`."""
     package = Path(__file__).parent
-    folders = (package / "models" / NAME, package.parents[1] / "model_cards" / NAME)
+    folders = (package / "models" / name, package.parents[1] / "model_cards" / name)
     for folder in folders:
-        if (folder / "config.json").is_file():
+        if (folder / file).is_file():
             return str(folder)
     raise FileNotFoundError(
-        f"expected the shipped model in one of {[str(f) for f in folders]}, found no config.json there; train one as "
-        "the README says and pass its folder"
+        f"expected {name} in one of {[str(f) for f in folders]}, found no {file} there; train one as the README says "
+        "and pass its folder"
     )

@@ -1,7 +1,7 @@
 """From rows with captions and codes to padded batches under the CM3 objective."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from ..processing_prompts import behind_retrieved
 from ..vocabulary import Vocabulary
 from .cm3 import draw_span, move_span
 from .documents import text_to_image_document
@@ -30,6 +31,8 @@ class CM3Transform:
             of each document a share drawn from [0, `image_noise`]. Ours, for small corpora: exact image tokens name
             the training picture that they come from, so without noise a model learns pictures by heart from their own
             beginnings and hardly looks at the caption.
+        max_length (`int`, *optional*): Longest document with what is retrieved for it; retrieved documents that do not
+            fit are left out.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -40,10 +43,12 @@ class CM3Transform:
     instruction: str = "Describe the given picture."
     instruction_share: float = 0.0
     image_noise: float = 0.0
+    max_length: float = float("inf")
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list[list[int]]]:
-        """Rows with `captions` (lists of wordings) and `codes` to `input_ids` and `labels`."""
-        documents = [self.document(*row) for row in zip(rows["captions"], rows["codes"])]
+        """Rows with `captions` (lists of wordings), `codes` and perhaps `retrieved` to `input_ids` and `labels`."""
+        retrieved = rows.get("retrieved") or [()] * len(rows["codes"])
+        documents = [self.document(*row) for row in zip(rows["captions"], rows["codes"], retrieved)]
         return {"input_ids": [self.noisy(ids) for ids in documents], "labels": documents}
 
     def noisy(self, ids: list[int]) -> list[int]:
@@ -56,17 +61,26 @@ class CM3Transform:
         noisy[hit] = self.rng.integers(self.vocabulary.text_size, self.vocabulary.size, hit.sum())
         return noisy.tolist()
 
-    def document(self, captions: list[str], codes: list[int]) -> list[int]:
+    def document(self, captions: list[str], codes: list[int], retrieved: Sequence[dict] = ()) -> list[int]:
+        """One row's document; with an instruction, what was retrieved is left out."""
         caption = captions[self.rng.integers(len(captions))]
-        image_ids = self.vocabulary.codes_to_ids(torch.as_tensor(codes)).tolist()
+        image_ids = self._image_ids(codes)
         if self.rng.random() < self.instruction_share:
             instruction, answer = self._ids(self.instruction), self._ids(f" {caption}")
             ids = text_to_image_document(instruction + answer, image_ids, self.vocabulary)
             start = 1 + len(instruction)
             return move_span(ids, (start, start + len(answer)), self.vocabulary)
         ids = text_to_image_document(self._ids(caption), image_ids, self.vocabulary)
+        found = [
+            text_to_image_document(self._ids(one["text"]), self._image_ids(one["codes"]), self.vocabulary)[:-1]
+            for one in retrieved
+        ]
+        ids = behind_retrieved(found, ids, self.max_length)
         span = draw_span(ids, self.vocabulary, self.rng, self.whole_segment, self.span_rate)
         return move_span(ids, span, self.vocabulary)
+
+    def _image_ids(self, codes: list[int]) -> list[int]:
+        return self.vocabulary.codes_to_ids(torch.as_tensor(codes, dtype=torch.long)).tolist()
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -39,8 +39,8 @@ def draw_candidates(
         candidates (`int`): Pictures for each prompt, at least one for each strategy.
         strategies (sequence of `dict`): Arguments of `generate` that make each strategy.
         streamer (`Callable`, *optional*): Makes a streamer for each strategy's run.
-        retrieved (`list[list[dict]]`, *optional*): Documents for each prompt, by
-            [`~cm3leon_hf.retrieval.augmenter.RetrievalAugmenter.for_prompts`].
+        retrieved (`list[list[dict]]`, *optional*): Documents in front of each prompt; see
+            [`~cm3leon_hf.processing_cm3leon.CM3LeonProcessor.for_text_to_image`].
         arguments: Further arguments of `generate`, for all strategies.
 
     Returns:
@@ -54,8 +54,8 @@ def draw_candidates(
             f"expected a candidate for each of {len(strategies)} strategies, got {candidates}; ask for more"
         )
     pools = [[] for _ in prompts]
-    documents = {"retrieved": retrieved, "max_length": model.config.max_position_embeddings} if retrieved else {}
-    inputs = processor.for_text_to_image(prompts, **documents).to(model.device)
+    length = model.config.max_position_embeddings
+    inputs = processor.for_text_to_image(prompts, retrieved, max_length=length).to(model.device)
     for index, strategy in enumerate(strategies):
         count = (candidates + index) // len(strategies)
         own = {"do_sample": True, "top_k": 0, "num_return_sequences": count} | strategy | arguments

@@ -49,7 +49,8 @@ class RetrievalAugmenter:
         count (`int`): Documents for each row, if there are so many; from 0 to `2 * per_query`.
         seed (`int`): Fixes all draws; 0 or more.
         per_query (`int`): Documents that the picture and the text retrieve, each.
-        max_score (`float`): The highest inner product of a document with its query. Ours: also the highest cosine of
+        max_score (`float`, *optional*): The highest inner product of a document with its query, by default the bank's,
+            which is 0.9 in the paper. Ours: also the highest cosine of
             two documents of one row. The cosine, for a document's vector is a mean shorter than 1, and the inner
             product of two copies would not reach the limit.
         query_dropout (`float`): Share of each query's tokens that training drops.
@@ -66,7 +67,7 @@ class RetrievalAugmenter:
     count: int = 3
     seed: int = 0
     per_query: int = 2
-    max_score: float = 0.9
+    max_score: float | None = None
     query_dropout: float = 0.2
     candidates: int = 32
 
@@ -75,6 +76,11 @@ class RetrievalAugmenter:
             raise ValueError(f"expected the bank's encoder {self.bank.encoder}, got {self.encoder.name}; build it anew")
         if not 0 <= self.count <= 2 * self.per_query:
             raise ValueError(f"expected a count from 0 to {2 * self.per_query}, got {self.count}; raise per_query")
+
+    @property
+    def limit(self) -> float:
+        """The highest score that counts as another document."""
+        return self.bank.max_score if self.max_score is None else self.max_score
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         """
@@ -185,7 +191,7 @@ class RetrievalAugmenter:
         return accepted
 
     def _may_take(self, found: Found, source: Source, taken: list[Found]) -> bool:
-        if found.score > self.max_score or any(_cosine(found, other) > self.max_score for other in taken):
+        if found.score > self.limit or any(_cosine(found, other) > self.limit for other in taken):
             return False
         return not self.bank.is_copy(found.row, source.id, source.content)
 

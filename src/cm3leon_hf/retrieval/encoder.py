@@ -172,9 +172,9 @@ def _blank_patches(pixels: torch.Tensor, rngs, dropout: float) -> torch.Tensor:
 
 
 def _label(model: str, pretrained: str | None) -> str:
-    """The name that goes into a bank: without folders, which differ between machines."""
+    """The name that goes into a bank: without folders, which are renamed and differ between machines."""
     if ":" in model:
-        return Path(model).name if model.startswith(LOCAL) else model
+        return LOCAL.rstrip(":") if model.startswith(LOCAL) else model
     return f"{model}/{Path(pretrained).name}" if pretrained else model
 
 

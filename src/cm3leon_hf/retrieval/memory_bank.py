@@ -31,6 +31,7 @@ from .extra import Dataset, IterableDataset, concatenate_datasets, pa, pc
 from .indexes import FLAT, checked_vectors, choose_factory, read_index, trained_index, write_index
 
 REFINE = 8  # a compressed index proposes so many times k documents, and their exact vectors decide
+MAX_SCORE = 0.9
 CHUNK = 65536  # vectors held in memory while banks are merged
 
 
@@ -49,10 +50,22 @@ class MemoryBank:
         exact (`np.ndarray` of shape `(documents, dimension)`, *optional*): The vectors, if the index has compressed
             ones.
         skipped (`list[dict]`): `id` and `reason` of each row of the source that is not in the bank.
+        max_score (`float`): The score above which a document counts as a copy of the query, and is not retrieved. The
+            paper's is 0.9 (section 2.1), for a CLIP whose texts and pictures lie far apart.
     """
 
-    def __init__(self, documents: Dataset, index, encoder: str, factory: str, exact=None, skipped=()):
+    def __init__(
+        self,
+        documents: Dataset,
+        index,
+        encoder: str,
+        factory: str,
+        exact=None,
+        skipped=(),
+        max_score: float = MAX_SCORE,
+    ):
         self.documents, self.index, self.encoder, self.factory = documents, index, encoder, factory
+        self.max_score = max_score
         self._exact, self._skipped = exact, list(skipped)
         self.folder: Path | None = None
 
@@ -87,6 +100,7 @@ class MemoryBank:
         folder: str | PathLike,
         shard_size: int = 50_000,
         factory: str | None = None,
+        max_score: float = MAX_SCORE,
     ) -> "MemoryBank":
         """
         Builds a bank in `folder`, through shards in a folder beside it that goes at the end.
@@ -103,6 +117,7 @@ class MemoryBank:
             shard_size (`int`): Rows in a shard: what a stopped build may lose. All shards are mapped at the end, so
                 hundreds of millions of rows want larger ones.
             factory (`str`, *optional*): A factory string of FAISS; chosen by size, by default.
+            max_score (`float`): The score above which a document counts as a copy of the query.
 
         Returns:
             [`MemoryBank`]: mapped from the folder. Its `skipped` lists the rows whose pictures could not be read.
@@ -115,7 +130,8 @@ class MemoryBank:
 
         shards = Path(f"{folder}.shards")
         write_shards(source, encoder, shards, shard_size)
-        bank = cls.merge([cls.load(path, encoder.name) for path in sorted(shards.glob(SHARDS))], folder, factory)
+        banks = [cls.load(path, encoder.name) for path in sorted(shards.glob(SHARDS))]
+        bank = cls.merge(banks, folder, factory, max_score)
         remove_folder(shards)
         return bank
 
@@ -141,13 +157,20 @@ class MemoryBank:
         check_files(folder, files, verify)
         documents = read_documents([folder / name for name in sorted(files) if name.endswith(".arrow")])
         exact = read_vectors(folder / VECTORS) if VECTORS in files else None
-        bank = cls(documents, read_index(folder / INDEX, mapped=True), manifest["encoder"], manifest["factory"], exact)
+        index = read_index(folder / INDEX, mapped=True)
+        bank = cls(documents, index, manifest["encoder"], manifest["factory"], exact, max_score=manifest["max_score"])
         _check_manifest(bank, manifest, encoder)
         bank.folder = folder
         return bank
 
     @classmethod
-    def merge(cls, banks: list["MemoryBank"], folder: str | PathLike, factory: str | None = None) -> "MemoryBank":
+    def merge(
+        cls,
+        banks: list["MemoryBank"],
+        folder: str | PathLike,
+        factory: str | None = None,
+        max_score: float | None = None,
+    ) -> "MemoryBank":
         """
         Writes one bank with the documents of several, in their order, and loads it.
 
@@ -158,6 +181,8 @@ class MemoryBank:
             banks (`list[MemoryBank]`): Banks of one encoder.
             folder (path): Appears whole at the end, and takes the place of a bank that is there.
             factory (`str`, *optional*): A factory string of FAISS; chosen by size, by default.
+            max_score (`float`, *optional*): The score above which a document counts as a copy of the query; the first
+                bank's by default.
 
         Raises:
             ValueError: if there is no document, encoders or dimensions differ, or an id occurs twice.
@@ -173,7 +198,9 @@ class MemoryBank:
         index = trained_index(factory, *shape, partial(_take, banks))
         for chunk in _chunks(banks):
             index.add(chunk)
-        merged = cls(None, index, banks[0].encoder, factory, skipped=[row for bank in banks for row in bank.skipped])
+        skipped = [row for bank in banks for row in bank.skipped]
+        max_score = banks[0].max_score if max_score is None else max_score
+        merged = cls(None, index, banks[0].encoder, factory, skipped=skipped, max_score=max_score)
         _write(Path(folder), merged, [bank.documents for bank in banks], None if factory == FLAT else _chunks(banks))
         return cls.load(folder)
 
@@ -301,6 +328,7 @@ def _write(folder: Path, bank: MemoryBank, documents: list[Dataset], vectors: It
             write_vectors(vectors, part / VECTORS, (len(bank), bank.dimension))
         (part / SKIPPED).write_text(json.dumps(bank.skipped, indent=1), "utf-8")
         facts = {"encoder": bank.encoder, "dimension": bank.dimension, "factory": bank.factory, "count": len(bank)}
+        facts["max_score"] = bank.max_score
         write_manifest(part, facts | {"skipped": len(bank.skipped)})
 
 

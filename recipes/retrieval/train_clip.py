@@ -1,0 +1,76 @@
+"""Trains a small CLIP with open_clip's models and loss, for retrieval, re-ranking and scores without any hub.
+
+    python recipes/retrieval/train_clip.py --config recipes/retrieval/clip_emoji.yaml
+
+Every value of the YAML is a flag as well. A run that was stopped goes on from its last checkpoint. The folder it
+writes is what `CLIPEncoder("local-dir:FOLDER")` and open_clip load.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from datasets import load_dataset
+from open_clip.push_to_hf_hub import save_for_hf
+from transformers import Trainer, TrainingArguments
+from trl import TrlParser
+
+from cm3leon_hf.data.pretraining import balanced_rows
+from cm3leon_hf.images import read_image
+from cm3leon_hf.training.checkpoints import last_whole_checkpoint
+from cm3leon_hf.training.clip import CLIPObjective, alike_batches, clip_tokenizer, recall_at_1
+
+
+@dataclass
+class CLIPArguments:
+    dataset: str = field(metadata={"help": "Folder or hub name of a data set with the columns image and captions."})
+    model_config: str = field(metadata={"help": "Folder with an open_clip_config.json."})
+    tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
+    balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
+    passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
+    alike: str = field(default="", metadata={"help": "Column that is the same within batches, such as the style."})
+    alike_share: float = field(default=0.7, metadata={"help": "Share of the rows in batches of one value of `alike`."})
+    crop: float = field(default=0.9, metadata={"help": "Smallest share of a picture that a training crop keeps."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure recall on."})
+
+
+def prepare(rows: dict, transform, tokenizer, rng: np.random.Generator | None) -> dict:
+    """Pictures and one of their captions, the first without `rng`, as tensors."""
+    captions = [texts[rng.integers(len(texts)) if rng else 0] for texts in rows["captions"]]
+    pixels = [transform(read_image(image)) for image in rows["image"]]
+    return {"pixel_values": torch.stack(pixels), "input_ids": tokenizer(captions)}
+
+
+def main(args: CLIPArguments, training: TrainingArguments) -> None:
+    torch.manual_seed(training.seed)
+    config = json.loads(Path(args.model_config, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    clip, augmented, plain = open_clip.create_model_and_transforms(
+        f"local-dir:{args.model_config}", aug_cfg={"scale": (args.crop, 1.0)}, load_weights=False
+    )
+    tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
+    splits = load_dataset(args.dataset)
+    train, held_out = splits[args.train_split], splits[args.eval_split]
+    rng = np.random.default_rng(training.seed)
+    if args.balance:
+        train = train.select(balanced_rows(zip(*(train[column] for column in args.balance)), args.passes))
+    if args.alike:
+        size = training.train_batch_size * training.world_size
+        train = train.select(alike_batches(train[args.alike][:], size, args.alike_share, rng))
+    trainer = Trainer(
+        model=CLIPObjective(clip),
+        args=training,
+        train_dataset=train.with_transform(lambda rows: prepare(rows, augmented, tokenizer, rng)),
+        eval_dataset=held_out.with_transform(lambda rows: prepare(rows, plain, tokenizer, None)),
+        compute_metrics=recall_at_1,
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
+    print(f"held out: {trainer.evaluate()}")
+    save_for_hf(clip.half(), tokenizer, config, training.output_dir, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((CLIPArguments, TrainingArguments)).parse_args_and_config())

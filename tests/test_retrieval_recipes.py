@@ -1,0 +1,182 @@
+"""The retrieval recipes one after the other on drawn pictures: CLIP, bank, training and drawing with documents."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import tokenize_images
+import torch
+import torch.nn.functional as F
+import train_tokenizer
+from conftest import COLOURS, SHAPES, TEXT_SIZE, draw, load_recipe, small_config, small_vqgan
+from PIL import Image
+from transformers import AutoModelForCausalLM, TrainingArguments
+from typer.testing import CliRunner
+
+from cm3leon_hf.cli import app
+from cm3leon_hf.data.cm3 import restore
+from cm3leon_hf.data.pretraining import CM3Transform
+from cm3leon_hf.data.retrieved import RetrievalTransform
+from cm3leon_hf.images import default_image_processor
+from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
+from cm3leon_hf.retrieval.encoder import CLIPEncoder
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
+from cm3leon_hf.training.clip import CLIPObjective, alike_batches, clip_tokenizer
+
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+    "text_cfg": {
+        "hf_tokenizer_name": "this folder",
+        "context_length": 12,
+        "vocab_size": TEXT_SIZE,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+        "pool_type": "eos",
+        "eos_id": 1,
+    },
+}
+
+
+def training(folder, **changes) -> TrainingArguments:
+    fixed = {"use_cpu": True, "remove_unused_columns": False, "disable_tqdm": True, "report_to": "none"}
+    return TrainingArguments(str(folder), per_device_train_batch_size=8, logging_steps=1, **fixed, **changes)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a data set of drawn pictures, a tokenizer, a VQGAN and codes."""
+    home = tmp_path_factory.mktemp("retrieval")
+    rows = [
+        {"image": draw(colour, shape, size), "captions": [f"a {colour} {shape}", f"{shape}, {colour}"], "name": f"{at}"}
+        for at, (colour, shape, size) in enumerate((c, s, n) for n in (20, 24) for c in COLOURS for s in SHAPES)
+    ]
+    texts = datasets.List(datasets.Value("string"))
+    features = datasets.Features({"image": datasets.Image(), "captions": texts, "name": datasets.Value("string")})
+    (home / "drawn" / "data").mkdir(parents=True)
+    for split, part in {"train": rows, "heldout_pairs": rows[::5]}.items():
+        datasets.Dataset.from_list(part, features=features).to_parquet(
+            home / "drawn" / "data" / f"{split}-00000-of-00001.parquet"
+        )
+    drawn, tokenizer, vqgan, codes = (str(home / name) for name in ("drawn", "tokenizer", "vqgan", "codes"))
+    train_tokenizer.main(train_tokenizer.TokenizerArguments(drawn, tokenizer, text_vocab_size=TEXT_SIZE))
+    small_vqgan().save_pretrained(vqgan)
+    default_image_processor(small_vqgan().config).save_pretrained(vqgan)
+    tokenize_images.main(tokenize_images.CodesArguments(drawn, vqgan, codes, keep_images=True))
+    return home
+
+
+@pytest.fixture(scope="module")
+def clip(home) -> str:
+    recipe = load_recipe("retrieval/train_clip.py")
+    (home / "clip_config").mkdir()
+    (home / "clip_config" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
+    arguments = recipe.CLIPArguments(str(home / "drawn"), str(home / "clip_config"), str(home / "tokenizer"))
+    recipe.main(arguments, training(home / "clip", max_steps=12, learning_rate=5e-3))
+    return f"local-dir:{home / 'clip'}"
+
+
+@pytest.fixture(scope="module")
+def bank(home, clip) -> str:
+    recipe = load_recipe("retrieval/build_bank.py")
+    columns = {"id": "name", "text": "captions"}
+    recipe.main(recipe.BankArguments(str(home / "codes"), str(home / "bank"), columns=columns, clip_model=clip))
+    return str(home / "bank")
+
+
+def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
+    state = json.loads((home / "clip" / "checkpoint-12" / "trainer_state.json").read_text("utf-8"))
+    losses = [log["loss"] for log in state["log_history"] if "loss" in log]
+    assert losses[-1] < losses[0]
+    encoder = CLIPEncoder(clip, device="cpu")
+    assert encoder.dimension == 16
+    tokens = encoder.tokenizer(["a red circle", "red " * 20])
+    assert tokens.shape == (2, 12) and (tokens == 1).sum(1).tolist() == [1, 1]  # each text ends with one <eos>
+
+
+def test_the_contrastive_loss_is_clips(home):
+    """Radford et al. 2021, figure 3, with the scale held at 100."""
+    objective = CLIPObjective(load_recipe("retrieval/train_clip.py").open_clip.CLIP(**CLIP))
+    objective.clip.logit_scale.data.fill_(9)
+    tokens = clip_tokenizer(str(home / "tokenizer"), 12)(["a red circle", "blue square", "green"])
+    outputs = objective(torch.rand(3, 3, 32, 32), tokens)
+    image, text = outputs["image_features"], outputs["text_features"]
+    logits, own = 100 * image @ text.T, torch.arange(3)
+    torch.testing.assert_close(outputs["loss"], (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_batches_alike_hold_one_value_and_every_row_once(share):
+    values = ["a", "b", "b", "c"] * 25
+    order = alike_batches(values, 5, share, np.random.default_rng(0))
+    assert sorted(order) == list(range(100))
+    kinds = [len({values[row] for row in order[at : at + 5]}) for at in range(0, 100, 5)]
+    alike = sum(kind == 1 for kind in kinds) / len(kinds)
+    assert alike <= 0.3 if share == 0 else share - 0.2 <= alike
+
+
+def test_the_bank_holds_the_training_split(home, bank, clip):
+    encoder, rows = CLIPEncoder(clip), datasets.load_dataset(str(home / "codes"), split="train")
+    loaded = MemoryBank.load(bank, encoder.name, verify=True)
+    assert loaded.ids.to_pylist() == rows["name"][:]
+    assert loaded.documents["text"][:] == [captions[0] for captions in rows["captions"]]
+    assert loaded.documents["codes"][:] == rows["codes"][:]
+    np.testing.assert_allclose(
+        loaded.vectors(np.arange(3)), encoder.encode(loaded.documents["text"][:3], rows["image"][:3]), atol=1e-5
+    )
+
+
+def test_a_bank_names_the_columns_that_it_misses(home, clip):
+    recipe = load_recipe("retrieval/build_bank.py")
+    with pytest.raises(ValueError, match=r"expected the columns \['text'\], got"):
+        recipe.main(recipe.BankArguments(str(home / "codes"), str(home / "none"), clip_model=clip))
+
+
+def test_training_documents_stand_behind_what_is_retrieved(home, bank, clip, processor, vocabulary):
+    encoder = CLIPEncoder(clip)
+    augmenter = RetrievalAugmenter(MemoryBank.load(bank, encoder.name), encoder, max_score=2.0)
+    rows = datasets.load_dataset(str(home / "codes"), split="train")[:4]
+    retrieve = RetrievalTransform(augmenter, [0, 0, 1], np.random.default_rng(0))
+    found = retrieve(rows)
+    assert all(caption[0] in captions for caption, captions in zip(found["captions"], rows["captions"]))
+    assert [len(documents) for documents in found["retrieved"]] == [2] * 4
+    transform = CM3Transform(processor.tokenizer, vocabulary, np.random.default_rng(0))
+    for ids, captions, codes, documents in zip(
+        transform(found)["labels"], found["captions"], rows["codes"], found["retrieved"]
+    ):
+        expected = [id for one in reversed(documents) for id in processor.document_ids(one)]
+        expected += processor.document_ids({"text": captions[0], "codes": codes}) + [vocabulary.eos_id]
+        assert restore(ids, vocabulary) == expected
+    own = len(processor.document_ids({"text": "a" * 9, "codes": codes})) + 1
+    transform.max_length = 2 * own  # room for one
+    lengths = [len(ids) for ids in transform(found)["labels"]]
+    assert all(own < length <= 2 * own + 2 for length in lengths)  # a mask and an infill come on top
+    with pytest.raises(ValueError, match="shares that sum to 1"):
+        RetrievalTransform(augmenter, [0.5, 0.6])
+
+
+def test_a_model_trains_with_retrieval_and_draws_with_it(home, bank, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
+    small_config(initializer_range=0.02, zero_init="residual").save_pretrained(home / "config")
+    recipe = load_recipe("pretrain/train.py")
+    arguments = recipe.PretrainArguments(
+        dataset=str(home / "codes"),
+        model_config=str(home / "config"),
+        tokenizer=str(home / "tokenizer"),
+        vqgan=str(home / "vqgan"),
+        bank=bank,
+        clip_model=clip,
+        retrieved_shares=[0.5, 0.5],
+    )
+    recipe.main(arguments, training(home / "model", max_steps=4, learning_rate=5e-3))
+    assert AutoModelForCausalLM.from_pretrained(home / "model").dtype == torch.bfloat16
+
+    common = ["--model", str(home / "model"), "--num-images", "2", "--out", str(tmp_path / "out")]
+    common += ["--bank", bank, "--clip-model", clip, "--retrieve", "1", "--show-retrieved"]
+    result = CliRunner().invoke(app, ["generate", "a red circle", "a blue square", *common])
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["00.png", "01.png", "02.png", "03.png", "grid.png"]
+    assert Image.open(tmp_path / "out" / "grid.png").width == 3 * 168 + 8  # what was retrieved, and two drawn
