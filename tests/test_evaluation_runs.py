@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -105,21 +106,35 @@ class FakeAugmenter:
         return [list(self.documents[:count]) for _ in prompts]
 
 
-def test_descriptions_stand_behind_documents(processor, vocabulary, monkeypatch):
-    found = [list(FakeAugmenter.documents), [FakeAugmenter.documents[0], {"text": "codeless", "codes": None}]]
-    augmenter = type("Bank", (), {"retrieve": lambda self, rows: found})()
-    monkeypatch.setattr("cm3leon_hf.evaluation.runs.replace", lambda augmenter, training, count: augmenter)
-    inputs = description_prompts(PICTURES[:2], "Describe.", processor, 2, augmenter)
-    plain = processor.for_image_to_text(PICTURES[:2], text="Describe.")["input_ids"]
-    for row, (ids, mask, alone) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], plain)):
+def test_descriptions_stand_behind_documents(processor, vocabulary):
+    documents = list(FakeAugmenter.documents)
+    inputs = description_prompts(PICTURES[:3], "Describe.", processor, [documents, documents[:1], []], 96)
+    plain = processor.for_image_to_text(PICTURES[:3], text="Describe.")["input_ids"]
+    for shown, ids, mask, alone in zip(([2, 1], [1], []), inputs["input_ids"], inputs["attention_mask"], plain):
         ids, alone = ids[mask.bool()].tolist(), alone.tolist()
         front, query = ids[: -len(alone)], ids[-len(alone) :]
         assert query == alone
-        shown = [2, 1] if row == 0 else [1]  # the best stands next to the picture
-        assert [id - vocabulary.text_size for id in front if id >= vocabulary.text_size] == [
-            code for code in shown for _ in range(16)
-        ]
-        assert front.count(vocabulary.eos_id) == len(shown)
+        codes = [id - vocabulary.text_size for id in front if id >= vocabulary.text_size]
+        assert codes == [code for code in shown for _ in range(16)], "the best stands next to the picture"
+
+
+def test_documents_are_retrieved_by_the_picture(model, processor, tmp_path, monkeypatch):
+    asked = []
+
+    @dataclass
+    class Augmenter:
+        training: bool = True
+        count: int = 3
+
+        def retrieve(self, rows):
+            asked.append((self.training, self.count, [row["image"].tobytes() for row in rows]))
+            return [list(FakeAugmenter.documents[: self.count]) for _ in rows]
+
+    run, setting = Run(tmp_path, 5), Setting("documents", {}, documents=1)
+    run.describe(setting, PICTURES, "Describe.", model, processor, Augmenter())
+    pictures = [picture.tobytes() for picture in PICTURES]
+    assert asked == [(False, 1, pictures[:5]), (False, 1, pictures[5:])]
+    assert len(run.described(setting, 8)) == 8
 
 
 def test_documents_reach_the_prompts(model, processor, tmp_path, monkeypatch):

@@ -9,13 +9,13 @@ the pictures, `results.json`, `results.md`, `model_index.yml` and plots; the las
 stopped goes on where it was. Several GPUs: `accelerate launch` in place of `python`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from datasets import Dataset, load_dataset
 from trl import TrlParser
 
-from cm3leon_hf import default_model
+from cm3leon_hf import default_bank, default_clip, default_model
 from cm3leon_hf.evaluation.captions import check_caption_metrics
 from cm3leon_hf.evaluation.files import readable_rows
 from cm3leon_hf.evaluation.text_to_image import TextToImageArguments, TextToImageEvaluation
@@ -23,12 +23,24 @@ from cm3leon_hf.evaluation.text_to_image import TextToImageArguments, TextToImag
 
 @dataclass
 class EmojiArguments(TextToImageArguments):
+    clip_model: str = field(default="", metadata={"help": "CLIP of open_clip; the shipped one, and its bank, if any."})
     dataset: str = field(default="data/emoji", metadata={"help": "Folder of the emoji data set."})
     model: str = field(default="", metadata={"help": "Model folder; the shipped one by default."})
     split: str = field(default="heldout_pairs", metadata={"help": "Split to evaluate on."})
     count: int = field(default=0, metadata={"help": "Rows drawn from the split by the seed; all by default."})
     instruction: str = field(default="Describe the given picture.", metadata={"help": "Asks for a description."})
     caption_tokenizer: str = field(default="words", metadata={"help": "words, or ptb, which needs Java."})
+
+
+def with_shipped_clip(args: EmojiArguments) -> EmojiArguments:
+    """Where no CLIP is named, the shipped one with the shipped bank, as far as they are there."""
+    if args.clip_model:
+        return args
+    try:
+        bank = args.bank or default_bank()
+    except FileNotFoundError:
+        bank = ""
+    return replace(args, clip_model=default_clip(), bank=bank)
 
 
 def held_out_rows(args: EmojiArguments) -> Dataset:
@@ -38,6 +50,7 @@ def held_out_rows(args: EmojiArguments) -> Dataset:
 
 
 def main(args: EmojiArguments) -> None:
+    args = with_shipped_clip(args)
     check_caption_metrics(("cider",), args.caption_tokenizer)
     rows = held_out_rows(args)
     captions = rows["captions"][:]

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import BatchFeature, set_seed
 
-from ..processing_prompts import IMAGE_TO_TEXT
-from ..vocabulary import BREAK, EOS, IMAGE
+from ..processing_prompts import behind_retrieved
 from .files import atomic
 from .reranking import draw_candidates, rank
 from .settings import Setting
 
 PLAN = "plan.json"
+DESCRIPTION = 32  # positions that documents leave for a description
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 
 
@@ -130,7 +129,12 @@ class Run:
         for number, paths in self.batches(self._descriptions(setting), len(pictures), ".txt"):
             batch = list(pictures[number * self.batch_size :][: self.batch_size])
             self._seed(f"described\0{setting.description}", number)
-            inputs = description_prompts(batch, instruction, processor, setting.documents, augmenter).to(model.device)
+            retrieved = [[] for _ in batch]
+            if setting.documents:
+                asking = replace(augmenter, training=False, count=setting.documents)
+                retrieved = asking.retrieve([{"image": picture} for picture in batch])
+            length = model.config.max_position_embeddings - DESCRIPTION
+            inputs = description_prompts(batch, instruction, processor, retrieved, length).to(model.device)
             ids = model.generate(**inputs, generation_mode="text", **arguments)
             new = ids[:, inputs["input_ids"].shape[1] :]
             texts = processor.post_process_multimodal_output(new, generation_mode="text")
@@ -182,18 +186,25 @@ def check_bank(setting: Setting, augmenter) -> None:
         raise ValueError(f"expected a memory bank for the documents of {setting.name}, got none; name one")
 
 
-def description_prompts(pictures: list[Image.Image], instruction: str, processor, documents: int = 0, augmenter=None):
-    """Prompts that ask what is in pictures, behind documents that the pictures retrieve, the best next to them."""
-    if not documents:
-        return processor.for_image_to_text(pictures, text=instruction)
-    asking = replace(augmenter, training=False, count=documents)
-    texts, codes = [], []
-    for picture, found in zip(pictures, asking.retrieve([{"image": picture} for picture in pictures])):
-        shown = [one for one in reversed(found) if one["codes"] is not None]
-        front = "".join(f"{EOS}{one['text'] or ''}{BREAK}{IMAGE}" for one in shown)
-        texts.append(f"{front}{EOS}{instruction}{IMAGE_TO_TEXT}")
-        codes += [torch.tensor(one["codes"])[None] for one in shown] + [processor.encode_images(picture)]
-    return processor(text=texts, image_codes=torch.cat(codes))
+def description_prompts(
+    pictures: list[Image.Image], instruction: str, processor, retrieved: list[list[dict]], max_length: int
+) -> BatchFeature:
+    """
+    Prompts that ask what is in pictures, behind documents, the best next to the picture.
+
+    Args:
+        pictures (`list[PIL.Image.Image]`): What to describe.
+        instruction (`str`): How it is asked.
+        processor ([`CM3LeonProcessor`]): Makes ids.
+        retrieved (`list[list[dict]]`): Documents for each picture, the best first.
+        max_length (`int`): Ids that fit; see [`~cm3leon_hf.processing_prompts.behind_retrieved`].
+    """
+    prompts = processor.for_image_to_text(pictures, text=instruction)["input_ids"].tolist()  # all of one length
+    rows = [
+        behind_retrieved([processor.document_ids(one) for one in found], ids, max_length)
+        for found, ids in zip(retrieved, prompts)
+    ]
+    return BatchFeature(processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
 
 
 __all__ = ["Run", "check_bank", "check_clip", "description_prompts", "read_plan"]
