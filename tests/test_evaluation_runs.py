@@ -18,7 +18,7 @@ from cm3leon_hf.evaluation.files import readable_rows
 from cm3leon_hf.evaluation.intervals import Measured
 from cm3leon_hf.evaluation.measuring import SeenPictures
 from cm3leon_hf.evaluation.results import markdown_table, model_index, read_results, write_results
-from cm3leon_hf.evaluation.runs import Run, description_prompts
+from cm3leon_hf.evaluation.runs import Run, writing_prompts
 from cm3leon_hf.evaluation.settings import Setting, read_settings
 
 CFG = Setting("cfg-3", {"guidance_scale": 3.0, "top_p": 0.9})
@@ -82,19 +82,28 @@ def test_processes_share_the_batches(model, processor, tmp_path):
     assert pixels(Run(tmp_path / "shared"), CFG) == pixels(alone, CFG)
 
 
-def test_descriptions_are_those_of_generate_and_shared(model, processor, tmp_path, monkeypatch):
-    run = Run(tmp_path, 4)
-    run.describe(CFG, PICTURES, "Describe the given picture.", model, processor)
-    inputs = processor.for_image_to_text(PICTURES[:4], text="Describe the given picture.")
-    ids = model.generate(**inputs, generation_mode="text", do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    expected = [text.strip() for text in processor.post_process_multimodal_output(ids, generation_mode="text")]
-    assert run.described(CFG, 4) == expected
-    made = stop_after(model, monkeypatch, 99)
-    run.describe(BEST, PICTURES, "Describe the given picture.", model, processor)
-    assert not made, "both describe greedily"
-    guided = Setting("other", {}, text={"guidance_scale": 2.0})
-    run.describe(guided, PICTURES, "Describe the given picture.", model, processor)
-    assert len(made) == 2 and (tmp_path / "described" / "guidance_scale-2.0_documents-0").is_dir()
+def test_descriptions_are_those_of_generate(model, processor, tmp_path, monkeypatch):
+    run, prompts = Run(tmp_path, 4), ["Describe the given picture.", "What is it?"] * 4
+    run.describe("greedy", PICTURES, prompts, model, processor)
+    for picture, prompt, found in zip(PICTURES, prompts, run.described("greedy", 8)):
+        inputs = processor.for_image_to_text(picture, text=prompt)
+        ids = model.generate(**inputs, generation_mode="text", do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        assert found == processor.post_process_multimodal_output(ids, generation_mode="text")[0].strip()
+    made = stop_after(model, monkeypatch, 1)
+    with pytest.raises(Stopped):
+        run.describe("guided", PICTURES, prompts, model, processor, {"guidance_scale": 2.0})
+    made.clear()
+    run.describe("greedy", PICTURES, prompts, model, processor)
+    run.describe("guided", PICTURES, prompts, model, processor, {"guidance_scale": 2.0})
+    assert len(made) == 1 and len(run.described("guided", 8)) == 8
+    with pytest.raises(ValueError, match="got 7 for 8"):
+        run.describe("short", PICTURES, prompts[1:], model, processor)
+
+
+def test_settings_that_describe_alike_share_their_texts():
+    guided = Setting("other", {}, text={"guidance_scale": 2.0}, documents=1)
+    assert CFG.description == BEST.description == "documents-0"
+    assert guided.description == "guidance_scale-2.0_documents-1"
 
 
 class FakeAugmenter:
@@ -108,7 +117,7 @@ class FakeAugmenter:
 
 def test_descriptions_stand_behind_documents(processor, vocabulary):
     documents = list(FakeAugmenter.documents)
-    inputs = description_prompts(PICTURES[:3], "Describe.", processor, [documents, documents[:1], []], 96)
+    inputs = writing_prompts(PICTURES[:3], ["Describe."] * 3, processor, [documents, documents[:1], []], 96)
     plain = processor.for_image_to_text(PICTURES[:3], text="Describe.")["input_ids"]
     for shown, ids, mask, alone in zip(([2, 1], [1], []), inputs["input_ids"], inputs["attention_mask"], plain):
         ids, alone = ids[mask.bool()].tolist(), alone.tolist()
@@ -130,11 +139,13 @@ def test_documents_are_retrieved_by_the_picture(model, processor, tmp_path, monk
             asked.append((self.training, self.count, [row["image"].tobytes() for row in rows]))
             return [list(FakeAugmenter.documents[: self.count]) for _ in rows]
 
-    run, setting = Run(tmp_path, 5), Setting("documents", {}, documents=1)
-    run.describe(setting, PICTURES, "Describe.", model, processor, Augmenter())
+    run = Run(tmp_path, 5)
+    run.describe("one", PICTURES, ["Describe."] * 8, model, processor, documents=1, augmenter=Augmenter())
     pictures = [picture.tobytes() for picture in PICTURES]
     assert asked == [(False, 1, pictures[:5]), (False, 1, pictures[5:])]
-    assert len(run.described(setting, 8)) == 8
+    assert len(run.described("one", 8)) == 8
+    with pytest.raises(ValueError, match="expected a memory bank for the documents of one"):
+        run.describe("one", PICTURES, ["Describe."] * 8, model, processor, documents=1)
 
 
 def test_documents_reach_the_prompts(model, processor, tmp_path, monkeypatch):
@@ -206,7 +217,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
     assert again["real"]["fd"].value == 2.5 and (again["cfg"]["fd"].replicates == np.arange(5.0)).all()
     table = (tmp_path / "results.md").read_text()
     assert markdown_table(measured) in table and "| setting | fd ↓ | r_at_1 ↑ |" in table and "- model: m" in table
-    (entry,) = yaml.safe_load(model_index(measured, **card))["model-index"]
+    (entry,) = yaml.safe_load(model_index(measured, {}, **card))["model-index"]
     assert [one["args"]["setting"] for one in entry["results"][0]["metrics"]] == ["cfg", "cfg"]
     with pytest.raises(ValueError, match="expected results in"):
         read_results(tmp_path / "nowhere")
@@ -253,7 +264,7 @@ def test_the_emoji_recipe_evaluates(emoji_arguments, tmp_path, capsys):
     plots = {"results.png", "guidance.png"}
     assert written == plots | {"plan.json", "results.json", "results.md", "model_index.yml", "replicates.safetensors"}
     assert Image.open(tmp_path / "out" / "results.png").width > 500
-    texts = Run(tmp_path / "out").described(read_settings(arguments.settings)[1], 8)
+    texts = Run(tmp_path / "out").described("guidance_scale-3.0_documents-0", 8)
     rows = recipe.held_out_rows(arguments)
     expected = caption_scores(texts, rows["captions"][:], ("cider",), "words")["cider"].corpus
     assert line["cfg-3"]["cider"]["value"] == pytest.approx(expected)

@@ -62,7 +62,7 @@ def main(args: EmojiArguments) -> None:
         judges = evaluation.judges(rows["image"])
         measured = evaluation.measure(judges, rows["image"], "fd")
         for setting in evaluation.settings:
-            texts = evaluation.run.described(setting, len(rows))
+            texts = evaluation.run.described(setting.description, len(rows))
             measured[setting.name] |= judges.measure_described(texts, captions, args.caption_tokenizer)
         dataset = {"dataset_type": "emoji", "dataset_name": "Emoji", "dataset_split": args.split}
         evaluation.report(measured, judges, "fd", {"caption_tokenizer": args.caption_tokenizer}, dataset)

@@ -52,7 +52,7 @@ def compare_runs(first: Path, second: Path) -> list[Difference]:
 
 def are_paired(first: Path, second: Path) -> bool:
     """Whether both runs drew the same prompts, so that the intervals are those of a paired comparison."""
-    return read_plan(first)["prompts"] == read_plan(second)["prompts"]
+    return read_plan(first).get("prompts") == read_plan(second).get("prompts")
 
 
 def comparison_table(differences: list[Difference]) -> str:
@@ -81,7 +81,7 @@ def side_by_side(first: Path, second: Path, count: int) -> tuple[list[Image.Imag
     """
     plans = [read_plan(folder) for folder in (first, second)]
     names = [name for name in plans[0]["settings"] if name in plans[1]["settings"] and name != REAL][:MOST_SETTINGS]
-    places = [{prompt: row for row, prompt in enumerate(plan["prompts"])} for plan in plans]
+    places = [{prompt: row for row, prompt in enumerate(plan.get("prompts", ()))} for plan in plans]
     prompts = [prompt for prompt in places[0] if prompt in places[1]][:count]
     paths, labels = [], []
     for prompt in prompts:

@@ -28,7 +28,9 @@ def summary(measurements: Measurements) -> dict:
     return {name: {metric: entry(one) for metric, one in metrics.items()} for name, metrics in measurements.items()}
 
 
-def write_results(folder: Path, measurements: Measurements, facts: dict, card: dict) -> None:
+def write_results(
+    folder: Path, measurements: Measurements, facts: dict, card: dict, own: Mapping[str, dict] | None = None
+) -> None:
     """
     Writes `results.json`, `results.md`, `model_index.yml` and the replicates, which a comparison needs.
 
@@ -38,6 +40,7 @@ def write_results(folder: Path, measurements: Measurements, facts: dict, card: d
         facts (`dict`): The protocol: model, data, networks, counts.
         card (`dict`): `model_name`, and the `task_type`, `dataset_type`, `dataset_name` and `dataset_split` of
             huggingface_hub's `EvalResult`.
+        own (`Mapping[str, dict]`, *optional*): What of these a setting has of its own.
     """
     with atomic(folder / REPLICATES) as part:
         flat = {f"{name}/{metric}": one.replicates for name, row in measurements.items() for metric, one in row.items()}
@@ -49,7 +52,7 @@ def write_results(folder: Path, measurements: Measurements, facts: dict, card: d
         protocol = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
         part.write_text(f"{markdown_table(measurements)}\n\n{protocol}\n", "utf-8")
     with atomic(folder / CARD) as part:
-        part.write_text(model_index(measurements, **card), "utf-8")
+        part.write_text(model_index(measurements, own or {}, **card), "utf-8")
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Measured]]:
@@ -91,15 +94,15 @@ def cell(measured: Measured) -> str:
     return f"{measured.value:.4g} [{low:.4g}, {high:.4g}]"
 
 
-def model_index(measurements: Measurements, model_name: str, **dataset: str) -> str:
-    """The `model-index` of a model card, in YAML."""
+def model_index(measurements: Measurements, own: Mapping[str, dict], model_name: str, **dataset: str) -> str:
+    """The `model-index` of a model card, in YAML; see [`write_results`]."""
     found = [
         EvalResult(
             metric_type=metric,
             metric_name=f"{metric} ({name})",
             metric_value=round(one.value, 6),
             metric_args={"setting": name, "interval_95": [round(bound, 6) for bound in one.interval()]},
-            **dataset,
+            **dataset | own.get(name, {}),
         )
         for name, row in measurements.items()
         if name != REAL

@@ -10,8 +10,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BatchFeature, set_seed
 
-from ..processing_prompts import behind_retrieved
-from .files import atomic
+from ..processing_prompts import IMAGE_TO_TEXT, behind_retrieved
+from .files import atomic, check_as_many, read_pictures
+from .options import score_options
 from .reranking import draw_candidates, rank
 from .settings import Setting
 
@@ -91,7 +92,7 @@ class Run:
             ValueError: if candidates or documents are wanted and what they need is not there.
         """
         check_clip(setting, scorer)
-        check_bank(setting, augmenter)
+        check_bank(setting.name, setting.documents, augmenter)
         for number, paths in self.batches(self.folder / "drawn" / setting.name, len(prompts), ".png"):
             texts = list(prompts[number * self.batch_size :][: self.batch_size])
             self._seed(f"drawn\0{setting.name}", number)
@@ -110,45 +111,86 @@ class Run:
         return [self.folder / "drawn" / setting.name / f"{row:06d}.png" for row in range(count)]
 
     def describe(
-        self, setting: Setting, pictures: Sequence[Image.Image], instruction: str, model, processor, augmenter=None
+        self,
+        name: str,
+        pictures: Sequence,
+        prompts: Sequence[str],
+        model,
+        processor,
+        arguments: dict | None = None,
+        documents: int = 0,
+        augmenter=None,
     ) -> None:
         """
-        Describes each picture.
+        Writes about each picture.
 
         Args:
-            setting ([`Setting`]): How.
-            pictures (`Sequence[PIL.Image.Image]`): What to describe.
-            instruction (`str`): As the model was trained with, such as "Describe the given picture."
-            model, processor, augmenter: See [`draw`].
+            name (`str`): Of the folder; settings that describe in the same way share one.
+            pictures (`Sequence`): What to write about, as [`~cm3leon_hf.evaluation.files.read_pictures`] takes them.
+            prompts (`Sequence[str]`): What stands in front, one for each picture, as the model was trained with:
+                "Describe the given picture.", or a question.
+            model, processor: Write.
+            arguments (`dict`, *optional*): Of `generate`; greedy and unguided by default.
+            documents (`int`): Retrieved for each picture by `augmenter`.
+            augmenter ([`RetrievalAugmenter`], *optional*): Retrieves documents.
 
         Raises:
-            ValueError: as [`draw`].
+            ValueError: if documents are wanted and there is no augmenter, or there are not as many prompts as pictures.
         """
-        check_bank(setting, augmenter)
-        arguments = GREEDY | setting.text
-        for number, paths in self.batches(self._descriptions(setting), len(pictures), ".txt"):
-            batch = list(pictures[number * self.batch_size :][: self.batch_size])
-            self._seed(f"described\0{setting.description}", number)
+        check_bank(name, documents, augmenter)
+        check_as_many("prompts", prompts, "pictures", pictures)
+        for number, paths in self.batches(self.folder / "described" / name, len(prompts), ".txt"):
+            span = slice(number * self.batch_size, number * self.batch_size + len(paths))
+            batch = list(read_pictures(pictures[span]))
+            self._seed(f"described\0{name}", number)
             retrieved = [[] for _ in batch]
-            if setting.documents:
-                asking = replace(augmenter, training=False, count=setting.documents)
+            if documents:
+                asking = replace(augmenter, training=False, count=documents)
                 retrieved = asking.retrieve([{"image": picture} for picture in batch])
             length = model.config.max_position_embeddings - DESCRIPTION
-            inputs = description_prompts(batch, instruction, processor, retrieved, length).to(model.device)
-            ids = model.generate(**inputs, generation_mode="text", **arguments)
+            inputs = writing_prompts(batch, prompts[span], processor, retrieved, length).to(model.device)
+            ids = model.generate(**inputs, generation_mode="text", **GREEDY | (arguments or {}))
             new = ids[:, inputs["input_ids"].shape[1] :]
             texts = processor.post_process_multimodal_output(new, generation_mode="text")
             for path, text in zip(paths, texts):
                 with atomic(path) as part:
                     part.write_text(text.strip(), "utf-8")
 
-    def described(self, setting: Setting, count: int) -> list[str]:
-        """The descriptions of a setting that is whole."""
-        return [(self._descriptions(setting) / f"{row:06d}.txt").read_text("utf-8") for row in range(count)]
+    def described(self, name: str, count: int) -> list[str]:
+        """The texts of a folder that is whole."""
+        return [(self.folder / "described" / name / f"{row:06d}.txt").read_text("utf-8") for row in range(count)]
 
-    def _descriptions(self, setting: Setting) -> Path:
-        """Settings that describe in the same way share a folder."""
-        return self.folder / "described" / setting.description
+    def score(
+        self,
+        name: str,
+        pictures: Sequence,
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        model,
+        processor,
+    ) -> None:
+        """
+        Scores the options of answers to each prompt; see [`~cm3leon_hf.evaluation.options.score_options`].
+
+        Args:
+            name, pictures, prompts, model, processor: See [`describe`].
+            options (`Sequence[Sequence[str]]`): For each prompt.
+
+        Raises:
+            ValueError: if the numbers differ.
+        """
+        check_as_many("prompts", prompts, "pictures", pictures)
+        check_as_many("options", options, "prompts", prompts)
+        for number, paths in self.batches(self.folder / "scored" / name, len(prompts), ".json"):
+            for row, path in enumerate(paths, number * self.batch_size):
+                (picture,) = read_pictures(pictures[row : row + 1])
+                scores = score_options(picture, prompts[row], options[row], model, processor)
+                with atomic(path) as part:
+                    part.write_text(json.dumps(scores), "utf-8")
+
+    def scored(self, name: str, count: int) -> list[list[float]]:
+        """The scores of a folder that is whole."""
+        return [json.loads((self.folder / "scored" / name / f"{row:06d}.json").read_text()) for row in range(count)]
 
     def _seed(self, what: str, number: int) -> None:
         words = f"{self.seed}\0{what}\0{number}".encode()
@@ -177,34 +219,34 @@ def check_clip(setting: Setting, scorer) -> None:
         raise ValueError(f"expected a CLIP to pick among the candidates of {setting.name}, got none; name one")
 
 
-def check_bank(setting: Setting, augmenter) -> None:
+def check_bank(name: str, documents: int, augmenter) -> None:
     """
     Raises:
-        ValueError: if a setting needs a memory bank that is not there.
+        ValueError: if documents are wanted and there is no memory bank.
     """
-    if setting.documents and augmenter is None:
-        raise ValueError(f"expected a memory bank for the documents of {setting.name}, got none; name one")
+    if documents and augmenter is None:
+        raise ValueError(f"expected a memory bank for the documents of {name}, got none; name one")
 
 
-def description_prompts(
-    pictures: list[Image.Image], instruction: str, processor, retrieved: list[list[dict]], max_length: int
+def writing_prompts(
+    pictures: list[Image.Image], prompts: Sequence[str], processor, retrieved: list[list[dict]], max_length: int
 ) -> BatchFeature:
     """
-    Prompts that ask what is in pictures, behind documents, the best next to the picture.
+    Prompts whose continuation is a text about a picture, behind documents, the best next to the picture.
 
     Args:
-        pictures (`list[PIL.Image.Image]`): What to describe.
-        instruction (`str`): How it is asked.
+        pictures (`list[PIL.Image.Image]`): What to write about.
+        prompts (`Sequence[str]`): What stands in front of each.
         processor ([`CM3LeonProcessor`]): Makes ids.
         retrieved (`list[list[dict]]`): Documents for each picture, the best first.
         max_length (`int`): Ids that fit; see [`~cm3leon_hf.processing_prompts.behind_retrieved`].
     """
-    prompts = processor.for_image_to_text(pictures, text=instruction)["input_ids"].tolist()  # all of one length
+    plain = processor(text=[f"{prompt}{IMAGE_TO_TEXT}" for prompt in prompts], images=pictures)
     rows = [
-        behind_retrieved([processor.document_ids(one) for one in found], ids, max_length)
-        for found, ids in zip(retrieved, prompts)
+        behind_retrieved([processor.document_ids(one) for one in found], ids[mask.bool()].tolist(), max_length)
+        for found, ids, mask in zip(retrieved, plain["input_ids"], plain["attention_mask"])
     ]
     return BatchFeature(processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
 
 
-__all__ = ["Run", "check_bank", "check_clip", "description_prompts", "read_plan"]
+__all__ = ["Run", "check_bank", "check_clip", "read_plan", "writing_prompts"]

@@ -89,8 +89,9 @@ class TextToImageEvaluation:
     def describe(self, pictures: Iterable, instruction: str) -> None:
         """Describes what is not described yet."""
         pictures = list(SeenPictures(pictures, self.processor.image_processor))
-        for setting in self.settings:
-            self.run.describe(setting, pictures, instruction, self.model, self.processor, self.augmenter)
+        prompts, tools = [instruction] * len(pictures), (self.model, self.processor)
+        for one in self.settings:
+            self.run.describe(one.description, pictures, prompts, *tools, one.text, one.documents, self.augmenter)
 
     def is_reporting(self) -> bool:
         """Waits for all processes, and tells one of them to go on."""
