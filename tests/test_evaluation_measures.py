@@ -40,6 +40,15 @@ def test_differences_are_paired():
         one - measure_mean(hard, resamples=10)
 
 
+def test_intervals_of_shares_stay_in_range_and_centred_ones_hold_the_value():
+    nearly_all = measure_mean([1.0] * 30 + [0.0])
+    assert 0.85 < nearly_all.interval().low < 1 == nearly_all.interval().high
+    shifted = bootstrap(lambda weights: (weights > 0).sum(), 50)
+    assert shifted.interval().high < shifted.value
+    low, high = shifted.centred().interval()
+    assert low < shifted.value < high and high - low == pytest.approx(np.subtract(*shifted.interval()[::-1]))
+
+
 def test_draws_are_fixed_by_the_seed_and_items_alone():
     seen = [bootstrap(lambda weights: weights[0], 9, 50, seed).replicates for seed in (0, 0, 1)]
     assert (seen[0] == seen[1]).all() and (seen[0] != seen[2]).any() and seen[0].max() > 1
@@ -49,10 +58,10 @@ def test_draws_are_fixed_by_the_seed_and_items_alone():
         measure_mean([1.0, float("nan")])
 
 
-def brute_force_share(points, centres, k):
+def brute_force(points, centres, k):
     """Kynkäänniemi et al., equations 1 and 2, one pair at a time."""
     radii = [sorted(np.linalg.norm(centres - centre, axis=1))[k] for centre in centres]
-    return np.mean([any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii)) for p in points])
+    return [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii)) for p in points]
 
 
 def test_precision_and_recall_by_brute_force():
@@ -60,10 +69,10 @@ def test_precision_and_recall_by_brute_force():
     real, drawn = rng.normal(size=(60, 3)), rng.normal(size=(40, 3)) * 0.5 + 0.9
     for k in (1, 3):
         precision, recall = precision_and_recall(drawn, real, k)
-        assert precision == brute_force_share(drawn, real, k) and recall == brute_force_share(real, drawn, k)
-        assert 0 < recall < precision
-    assert precision_and_recall(real, real) == (1, 1)
-    assert precision_and_recall(real, real + 100) == (0, 0)
+        assert precision.tolist() == brute_force(drawn, real, k) and recall.tolist() == brute_force(real, drawn, k)
+        assert 0 < recall.mean() < precision.mean()
+    assert all(share.all() for share in precision_and_recall(real, real))
+    assert not any(share.any() for share in precision_and_recall(real, real + 100))
     with pytest.raises(ValueError, match="more than 3 pictures"):
         precision_and_recall(real[:3], real)
     with pytest.raises(ValueError, match="dimensions 2 and 3"):

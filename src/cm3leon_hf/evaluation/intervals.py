@@ -31,15 +31,13 @@ class Measured:
     replicates: np.ndarray
 
     def interval(self, level: float = 0.95) -> Interval:
-        """
-        The bounds between which the value lies at this level, as far as the choice of items goes.
-
-        They are quantiles of the replicates, moved so that these have the value as their mean. Ours: a Fréchet distance
-        grows when items are drawn twice, and its plain quantiles would lie beside the value.
-        """
+        """Quantiles of the replicates: where the value lies at this level, as far as the choice of items goes."""
         tail = (1 - level) / 2
-        low, high = np.quantile(self.replicates - self.replicates.mean(), [tail, 1 - tail])
-        return Interval(self.value + float(low), self.value + float(high))
+        return Interval(*np.quantile(self.replicates, [tail, 1 - tail]).tolist())
+
+    def centred(self) -> "Measured":
+        """The same with the value as the replicates' mean, for statistics that drawing items twice shifts."""
+        return Measured(self.value, self.replicates - self.replicates.mean() + self.value)
 
     def __sub__(self, other: "Measured") -> "Measured":
         if len(self.replicates) != len(other.replicates):
