@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 import yaml
-from conftest import CAPTIONS, COLOURS, SHAPES, draw, load_recipe
+from conftest import CAPTIONS, COLOURS, REPOSITORY, SHAPES, draw, load_recipe
 from datasets import Dataset
+from trl import TrlParser
 
 from cm3leon_hf.evaluation.captions import caption_scores
-from cm3leon_hf.evaluation.image_to_text import Task, short
+from cm3leon_hf.evaluation.image_to_text import KINDS, Task, short
 from cm3leon_hf.evaluation.options import score_options
 from cm3leon_hf.evaluation.visdial import visdial_ndcg
 from cm3leon_hf.processing_prompts import IMAGE_TO_TEXT
@@ -94,6 +95,16 @@ def test_plain_answers_and_full_stops():
 def test_wrong_tasks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_tasks_of_table_2_are_read(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name)  # the tasks want Java, the test does not
+    parser = TrlParser(load_recipe("evaluate/image_to_text.py").ImageToTextArguments)
+    config = str(REPOSITORY / "recipes/evaluate/table2.yaml")
+    (arguments,) = parser.parse_args_and_config(["--config", config, "--model", "m"])
+    tasks = [Task(**entry) for entry in arguments.tasks]
+    assert [task.name for task in tasks] == ["coco", "vqa2", "vizwiz", "okvqa", "paragraph", "visdial"]
+    assert {task.kind for task in tasks} == set(KINDS)
 
 
 def test_the_recipe_measures_every_kind(folder, tmp_path, capsys):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import yaml
-from conftest import CAPTIONS, COLOURS, SHAPES, draw, load_recipe
+from conftest import CAPTIONS, COLOURS, REPOSITORY, SHAPES, draw, load_recipe
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from trl import TrlParser
 
 from cm3leon_hf.evaluation.captions import caption_scores
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
@@ -308,6 +309,15 @@ def test_the_coco_recipe_evaluates(coco_arguments, tmp_path, capsys):
     assert all(CAPTIONS[row] in caption for row, caption in zip(numbers, captions))
     arguments.seed = 1
     assert recipe.drawn_captions(recipe.load_dataset(arguments.dataset, split="train"), arguments)[1] != captions
+
+
+@pytest.mark.parametrize("name, kind", [("emoji", "EmojiArguments"), ("coco", "CocoArguments")])
+def test_the_recipes_settings_are_read(name, kind):
+    parser = TrlParser(getattr(load_recipe(f"evaluate/{name}.py"), kind))
+    (arguments,) = parser.parse_args_and_config(["--config", str(REPOSITORY / f"recipes/evaluate/{name}.yaml")])
+    settings = read_settings(arguments.settings)
+    assert {setting.documents for setting in settings} == {0, 1, 2}
+    assert len({json.dumps(setting.arguments) + str(setting.strategy) for setting in settings}) > 3
 
 
 def test_too_few_captions_are_said(coco_arguments):

@@ -131,6 +131,7 @@ class TextToImageEvaluation:
         """
         protocol = self.facts | {"clip": self.scorer.name, "features": judges.network.name} | facts
         protocol |= {"resamples": self.args.resamples, "seed": self.args.seed}
+        protocol |= {"bank": f"{len(self.augmenter.bank)} documents"} if self.augmenter else {}
         card = {"model_name": self.name, "task_type": "text-to-image"} | dataset
         write_results(self.run.folder, measured, protocol, card)
         plot_settings(measured, self.run.folder / "results.png")
