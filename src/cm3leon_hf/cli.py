@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws pictures, `describe` says what is in one, `plan` costs a training run."""
+"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` help who trains and evaluates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .cli_compare import compare
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -252,3 +254,6 @@ def errors_in_one_line() -> Iterator[None]:
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
+
+
+app.command()(errors_in_one_line()(compare))

@@ -1,9 +1,12 @@
 """How well pictures fit texts, by CLIP."""
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..retrieval.encoder import CLIPEncoder
+
+WEIGHT = 2.5
 
 
 class CLIPScorer(CLIPEncoder):
@@ -34,3 +37,16 @@ class CLIPScorer(CLIPEncoder):
         if len(images) != len(texts) or not images:
             raise ValueError(f"expected a text for each picture, got {len(texts)} texts for {len(images)} pictures")
         return (self.embed_images(images) * self.embed_texts(texts)).sum(-1).tolist()
+
+
+def clip_score(similarities) -> np.ndarray:
+    """
+    CLIPScore of each picture: `2.5 * max(cosine, 0)` (Hessel et al. 2021); the mean is the score of a set.
+
+    Ours: without the prefix "A photo depicts", which that paper puts in front of a caption. Where others report
+    `100 * cosine`, multiply by 40.
+
+    Args:
+        similarities (sequence of `float`): Cosines, by [`CLIPScorer`].
+    """
+    return WEIGHT * np.maximum(np.asarray(similarities, np.float64), 0)

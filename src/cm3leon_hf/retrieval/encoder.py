@@ -56,7 +56,7 @@ class CLIPEncoder:
         self.device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
         self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained)
-        self.name = f"{_label(model, pretrained)}@{_fingerprint(self.model)}"
+        self.name = f"{_label(model, pretrained)}@{fingerprint(self.model)}"
         self.model.eval().requires_grad_(False).to(self.device, self.dtype)
         self.tokenizer = open_clip.get_tokenizer(model)
 
@@ -178,7 +178,7 @@ def _label(model: str, pretrained: str | None) -> str:
     return f"{model}/{Path(pretrained).name}" if pretrained else model
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: torch.nn.Module) -> str:
     """Eight digits of the weights: one number of each tensor is enough to tell two trainings apart."""
     numbers = [weight.flatten()[:1].float() for weight in model.state_dict().values()]
     return hashlib.blake2b(torch.cat(numbers).cpu().numpy().tobytes(), digest_size=4).hexdigest()

@@ -1,0 +1,23 @@
+"""The metrics as modules of the `evaluate` library: `evaluate.load(module_path("vqa_accuracy"))`."""
+
+from pathlib import Path
+
+MODULES = ("caption_scores", "clip_fit", "frechet_distance", "visdial_ndcg", "vqa_accuracy")
+
+
+def module_path(name: str) -> str:
+    """
+    The folder of a metric, for `evaluate.load`, wherever the package is installed.
+
+    Args:
+        name (`str`): `"frechet_distance"`, `"clip_fit"`, `"caption_scores"`, `"vqa_accuracy"` or `"visdial_ndcg"`.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in MODULES:
+        raise ValueError(f"expected a metric among {MODULES}, got {name!r}")
+    return str(Path(__file__).parent / name)
+
+
+__all__ = ["MODULES", "module_path"]
