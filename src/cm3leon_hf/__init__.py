@@ -21,6 +21,7 @@ _HOMES = {
     "TextHolesLogitsProcessor": "logits_processors",
     "Vocabulary": "vocabulary",
     "default_model": "shipped",
+    "optimize_for_cpu": "cpu_inference",
 }
 __all__ = [*_HOMES]
 

@@ -138,11 +138,12 @@ def load_scorer(model: str, weights: str):
 
 
 def load(path: str | None, seed: int | None):
-    """The model, on the accelerator when there is one, and its processor; seeds torch when asked to."""
+    """The model, on the accelerator or optimized for the CPU, and its processor; seeds torch when asked to."""
     import torch
     from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
     from transformers.utils import logging
 
+    from .cpu_inference import optimize_for_cpu
     from .shipped import default_model
 
     logging.set_verbosity_error()
@@ -152,7 +153,8 @@ def load(path: str | None, seed: int | None):
     path = path or default_model()
     processor = AutoProcessor.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
-    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), processor
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return model.to(accelerator) if accelerator else optimize_for_cpu(model), processor
 
 
 def save(images: dict, folder: Path) -> None:
