@@ -8,6 +8,7 @@ weights and the same number of tokens. The last line is JSON. Run it on an other
 
 import gc
 import json
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -46,7 +47,9 @@ class DecodeArguments:
     grid: int = field(default=8, metadata={"help": "Tokens along one side of the picture that is drawn."})
     prompt: int = field(default=16, metadata={"help": "Tokens of the prompt."})
     repeats: int = field(default=3, metadata={"help": "Runs of each row behind a first one; the fastest counts."})
-    only: str = field(default="", metadata={"help": "Measure rows whose name holds this."})
+    only: str = field(
+        default="", metadata={"help": "Measure only rows whose name holds this, and no figures of the shipped model."}
+    )
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,10 @@ def runner(row: Row, args: DecodeArguments):
     else:
         arguments |= {"generation_mode": "image"} | STRATEGIES[row.strategy]
         if "compiled" in row.options:
-            torch._inductor.config.freezing = model.device.type == "cpu"  # packs the weights, as optimize_for_cpu does
-            model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
-            arguments |= {"cache_implementation": "static"}
+            arguments |= {"cache_implementation": "static"}  # generate() itself compiles then, but on a CPU
+            if model.device.type == "cpu":
+                torch._inductor.config.freezing = True  # packs the weights, as optimize_for_cpu does
+                model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
         if "Jacobi" in row.options:
             arguments |= {"jacobi_window": 16}
     return lambda: model.generate(ids, **arguments)
@@ -263,33 +267,30 @@ def jacobi_passes(model, processor, prompts: list[str]) -> int:
 def greedy_agreement(model, other, inputs, length: int) -> float:
     """Fraction of the greedy tokens of `model` that `other` finds likeliest, too, behind the same tokens."""
     ids = model.generate(**inputs, generation_mode="image", guidance_scale=1.0, do_sample=False)
-    mask = torch.nn.functional.pad(
-        inputs["attention_mask"], (0, ids.shape[1] - inputs["attention_mask"].shape[1]), value=1
-    )
+    mask = (ids != model.config.pad_token_id).long()
     first, second = (m(ids, attention_mask=mask, image_logits_only=True).logits.argmax(-1) for m in (model, other))
     return (first == second)[:, -length - 1 : -1].float().mean().item()
 
 
 def figures(results: dict[str, dict], floor: float) -> dict:
     """The ratios that the table is about; those whose rows were not measured are left out."""
-    ms = {name: result["ms_per_step"] for name, result in results.items()}
-    rate = {name: result["tokens_per_second"] for name, result in results.items()}
-    best = lambda *names: min((ms[name] for name in names if name in ms), default=None)  # noqa: E731
-    cfg = best("ours CFG bf16 batch 1", "ours CFG compiled bf16 batch 1")
-    plain = best("ours plain bf16 batch 1", "ours plain compiled bf16 batch 1")
-    int8 = best("ours CFG int8 batch 1", "ours CFG compiled int8 batch 1")
-    many = max(
-        (rate[name] for name in rate if name.startswith("ours CFG") and name.endswith("bf16 batch 16")), default=None
-    )
-    wanted = {
-        "guided_over_floor": cfg and cfg / floor,
-        "speedup_over_stock_cfg": cfg and "stock CFG bf16 batch 1" in ms and ms["stock CFG bf16 batch 1"] / cfg,
-        "guidance_cost": cfg and plain and cfg / plain,
-        "batch16_over_batch1": cfg and many and many * cfg / 1e3,
-        "int8_over_bf16": cfg and int8 and cfg / int8,
+
+    def ms(model: str, strategy: str, weights: str = "bf16", batch: int = 1) -> float:
+        """Milliseconds a step of the fastest such row, compiled or not."""
+        first, last = f"{model} {strategy} ", f" {weights} batch {batch}"
+        found = [name for name in results if name.startswith(first) and name.endswith(last) and "Jacobi" not in name]
+        return min((results[name]["ms_per_step"] for name in found), default=math.nan)
+
+    cfg = ms("ours", "CFG")
+    ratios = {
+        "guided_over_floor": cfg / floor,
+        "speedup_over_stock_cfg": ms("stock", "CFG") / cfg,
+        "guidance_cost": cfg / ms("ours", "plain"),
+        "batch16_over_batch1": 16 * cfg / ms("ours", "CFG", batch=16),
+        "int8_over_bf16": cfg / ms("ours", "CFG", "int8"),
     }
     prefix = "gpu_" if torch.cuda.is_available() else ""
-    return {f"{prefix}{name}": round(value, 3) for name, value in wanted.items() if value}
+    return {f"{prefix}{name}": round(ratio, 3) for name, ratio in ratios.items() if not math.isnan(ratio)}
 
 
 def table(results: dict[str, dict], floor: float) -> str:

@@ -17,13 +17,6 @@ ROWS = 2  # that oneDNN plans for: a prompt and its branch of guidance
 class PackedProjection(nn.Module):
     """A projection without bias, `(..., in_features)` to `(..., out_features)`, that can only be evaluated."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.product(hidden_states.flatten(0, -2)).unflatten(0, hidden_states.shape[:-1])
-
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows `(rows, in_features)` to `(rows, out_features)`."""
-        raise NotImplementedError
-
     def _save_to_state_dict(self, *args) -> None:
         raise ValueError("expected a model as it was loaded to save, got one optimized for the CPU; load it again")
 
@@ -35,8 +28,8 @@ class BlockedProjection(PackedProjection):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), ROWS)
 
-    def product(self, rows):
-        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, None, "none", [], "")
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, None, "none", [], "")
 
 
 class Int8Projection(PackedProjection):
@@ -47,8 +40,9 @@ class Int8Projection(PackedProjection):
         self.weight = torch.cat([weight.qdata for weight in weights])
         self.scale = torch.cat([weight.scale.flatten() for weight in weights]).to(weights[0].dtype)
 
-    def product(self, rows):
-        return torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = torch.ops.aten._weight_int8pack_mm(hidden_states.flatten(0, -2), self.weight, self.scale)
+        return rows.unflatten(0, hidden_states.shape[:-1])
 
 
 class Int4Projection(PackedProjection):
@@ -63,8 +57,10 @@ class Int4Projection(PackedProjection):
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1)
         self.scale_and_zero = torch.stack([scale, -zero * scale], dim=-1).transpose(0, 1).contiguous()
 
-    def product(self, rows):
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, self.group, self.scale_and_zero)
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.flatten(0, -2)
+        rows = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, self.group, self.scale_and_zero)
+        return rows.unflatten(0, hidden_states.shape[:-1])
 
 
 class PackedAttention(CM3LeonAttention):
