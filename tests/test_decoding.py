@@ -148,9 +148,10 @@ def test_a_batch_of_mixed_lengths_is_its_single_runs(model, prompts, mode, strat
         assert torch.equal(new_ids(model, single, **arguments)[0], row)
 
 
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
 @pytest.mark.parametrize("strategy", [{}, *STRATEGIES.values()], ids=str)
-def test_the_prompt_is_read_once_for_all_its_candidates(model, prompts, strategy, monkeypatch):
-    arguments = {"generation_mode": "image", "do_sample": True, **strategy}
+def test_the_prompt_is_read_once_for_all_its_candidates(model, prompts, strategy, cache, monkeypatch):
+    arguments = {"generation_mode": "image", "do_sample": True, **strategy, **cache}
     many = {name: value.repeat_interleave(3, 0) for name, value in prompts["image"].items()}
     torch.manual_seed(0)
     expected = new_ids(model, many, **arguments)

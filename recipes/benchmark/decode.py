@@ -8,6 +8,7 @@ weights and the same number of tokens. The last line is JSON. Run it on an other
 
 import gc
 import json
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -19,7 +20,6 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 from transformers import (
-    AutoModelForCausalLM,
     AutoProcessor,
     JanusConfig,
     JanusForConditionalGeneration,
@@ -29,7 +29,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from cm3leon_hf import CM3LeonConfig, CM3LeonForCausalLM, default_model
+from cm3leon_hf import CM3LeonConfig, CM3LeonForCausalLM, default_model, optimize_for_cpu
 
 STRATEGIES = {
     "plain": {},
@@ -47,7 +47,9 @@ class DecodeArguments:
     grid: int = field(default=8, metadata={"help": "Tokens along one side of the picture that is drawn."})
     prompt: int = field(default=16, metadata={"help": "Tokens of the prompt."})
     repeats: int = field(default=3, metadata={"help": "Runs of each row behind a first one; the fastest counts."})
-    only: str = field(default="", metadata={"help": "Measure rows whose name holds this."})
+    only: str = field(
+        default="", metadata={"help": "Measure only rows whose name holds this, and no figures of the shipped model."}
+    )
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ ROWS = [
     Row("stock", "plain"),
     Row("stock", "CFG"),
     Row("Janus", "CFG"),
+    Row("ours", "CFG", options=("as loaded",)),
     *(Row("ours", strategy) for strategy in STRATEGIES),
     *(Row("ours", strategy, options=("compiled",)) for strategy in ("plain", "CFG")),
     Row("ours", "CFG", options=("Jacobi",)),
@@ -83,20 +86,21 @@ def our_config(args: DecodeArguments) -> CM3LeonConfig:
     sizes = {
         "350M": {},
         "7B": {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32, "num_attention_heads": 32},
-        "tiny": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},
     }
     return CM3LeonConfig(image_grid_size=args.grid, zero_init="none", **sizes[args.shape])
 
 
+def shared_sizes(config: CM3LeonConfig) -> dict:
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    return {name: getattr(config, name) for name in names}
+
+
 def opt_config(config: CM3LeonConfig) -> OPTConfig:
     return OPTConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
+        **shared_sizes(config),
         word_embed_proj_dim=config.hidden_size,
         ffn_dim=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=config.max_position_embeddings,
         enable_bias=False,
         layer_norm_elementwise_affine=False,
     )
@@ -104,45 +108,34 @@ def opt_config(config: CM3LeonConfig) -> OPTConfig:
 
 def janus_config(config: CM3LeonConfig) -> JanusConfig:
     """Its gated MLP has three matrices, so it gets two thirds of the width: as many weights."""
-    text = {
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size * 2 // 3,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_attention_heads,
-        "max_position_embeddings": config.max_position_embeddings,
-    }
-    vision = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": config.hidden_size}
-    vq = {
-        "num_embeddings": config.image_vocab_size,
-        "image_token_embed_dim": config.hidden_size,
-        "projection_dim": config.hidden_size,
-        "num_patches": config.image_grid_size,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1],
-    }
+    heads, width = config.num_attention_heads, config.hidden_size
+    mlp = {"intermediate_size": config.intermediate_size * 2 // 3}
+    text = {"model_type": "llama", "num_key_value_heads": heads} | mlp | shared_sizes(config)
+    vision = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": width}
     vision |= {"num_image_tokens": config.image_grid_size**2}
+    vq = {"num_embeddings": config.image_vocab_size, "image_token_embed_dim": width, "projection_dim": width}
+    vq |= {"num_patches": config.image_grid_size, "base_channels": 32, "channel_multiplier": [1, 1]}
     return JanusConfig(text_config=text, vision_config=vision, vq_config=vq)
 
 
 def build(row: Row, args: DecodeArguments):
-    """The model of a row with random weights, on the accelerator when there is one."""
+    """The model of a row with random weights, on the accelerator when there is one, else optimized for the CPU."""
     torch.manual_seed(0)
-    config = our_config(args)
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    config, accelerator = our_config(args), torch.accelerator.current_accelerator(check_available=True)
     if row.model == "stock":
-        model = OPTForCausalLM(opt_config(config)).to(torch.bfloat16)
+        model = OPTForCausalLM(opt_config(config))
     elif row.model == "Janus":
-        model = JanusForConditionalGeneration(janus_config(config)).to(torch.bfloat16)
+        model = JanusForConditionalGeneration(janus_config(config))
         model.generation_config.generation_kwargs = {"boi_token_id": 2}
         model.generation_config.update(bos_token_id=1, pad_token_id=0)
     else:
-        model = CM3LeonForCausalLM(config).to(torch.bfloat16)
-        if row.weights != "bf16":
-            model = quantised(model, row.weights)
-    return model.to(device).eval()
+        model = CM3LeonForCausalLM(config)
+    model = model.to(torch.bfloat16).eval()
+    if row.weights != "bf16":
+        model = quantised(model, row.weights)
+    if accelerator:
+        return model.to(accelerator)
+    return optimize_for_cpu(model) if row.model == "ours" and not {"as loaded", "compiled"} & {*row.options} else model
 
 
 def quantised(model, weights: str):
@@ -157,9 +150,14 @@ def quantised(model, weights: str):
 
 
 def quantization(weights: str) -> TorchAoConfig:
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    """int4 has a layout of its own for each kind of device: this one for CPUs is unpacked until it is optimized."""
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 
-    return TorchAoConfig(Int8WeightOnlyConfig() if weights == "int8" else Int4WeightOnlyConfig(group_size=128))
+    if weights == "int8":
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if torch.accelerator.is_available():
+        return TorchAoConfig(Int4WeightOnlyConfig(group_size=128))
+    return TorchAoConfig(IntxWeightOnlyConfig(torch.int4, PerGroup(128)))
 
 
 def prompts(row: Row, config: CM3LeonConfig, length: int) -> torch.LongTensor:
@@ -187,8 +185,10 @@ def runner(row: Row, args: DecodeArguments):
     else:
         arguments |= {"generation_mode": "image"} | STRATEGIES[row.strategy]
         if "compiled" in row.options:
-            model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
-            arguments |= {"cache_implementation": "static"}
+            arguments |= {"cache_implementation": "static"}  # generate() itself compiles then, but on a CPU
+            if model.device.type == "cpu":
+                torch._inductor.config.freezing = True  # packs the weights, as optimize_for_cpu does
+                model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
         if "Jacobi" in row.options:
             arguments |= {"jacobi_window": 16}
     return lambda: model.generate(ids, **arguments)
@@ -237,51 +237,60 @@ def bytes_per_step(config: CM3LeonConfig) -> int:
     return 2 * (layers + config.image_vocab_size * config.hidden_size)
 
 
-def shipped_model_figures(pictures: int = 8) -> dict:
+def shipped_model_figures() -> dict:
     """What needs trained weights: passes that Jacobi decoding saves, and greedy tokens that INT8 leaves as they are."""
     path = default_model()
-    model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
-    subjects = ["red apple", "cat face", "rocket", "green heart", "pizza", "soccer ball", "key", "sun"][:pictures]
-    prompts = [f"{subject}, fluent 3d style" for subject in subjects]
+    processor = AutoProcessor.from_pretrained(path)
     length = processor.vocabulary.image_length
-    passes, forward = [], model.model.forward
+    subjects = ["red apple", "cat face", "rocket", "green heart", "pizza", "soccer ball", "key", "sun"]
+    prompts = [f"{subject}, fluent 3d style" for subject in subjects]
+    model = CM3LeonForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    int8 = CM3LeonForCausalLM.from_pretrained(path, dtype=torch.bfloat16, quantization_config=quantization("int8"))
+    return {
+        "jacobi_pass_ratio": length * len(prompts) / jacobi_passes(model, processor, prompts),
+        "int8_agreement": greedy_agreement(model, int8, processor.for_text_to_image(prompts), length),
+    }
 
-    def counted(*positional, **named):
-        passes.append(1)
-        return forward(*positional, **named)
 
-    model.model.forward = counted
+def jacobi_passes(model, processor, prompts: list[str]) -> int:
+    """Forward passes that the pictures of the prompts take together, each drawn by itself."""
     torch.manual_seed(0)
+    passes = []
+    hook = model.model.register_forward_hook(lambda *_: passes.append(1))
     for prompt in prompts:
         model.generate(**processor.for_text_to_image(prompt), generation_mode="image", jacobi_window=16, **SAMPLING)
-    ratio = length * pictures / len(passes)
-    model.model.forward = forward
-    int8 = CM3LeonForCausalLM.from_pretrained(path, dtype=torch.bfloat16, quantization_config=quantization("int8"))
-    inputs = processor.for_text_to_image(prompts)
-    drawn = [m.generate(**inputs, generation_mode="image", do_sample=False)[:, -length:] for m in (model, int8)]
-    return {"jacobi_pass_ratio": ratio, "int8_agreement": (drawn[0] == drawn[1]).float().mean().item()}
+    hook.remove()
+    return len(passes)
+
+
+@torch.no_grad()
+def greedy_agreement(model, other, inputs, length: int) -> float:
+    """Fraction of the greedy tokens of `model` that `other` finds likeliest, too, behind the same tokens."""
+    ids = model.generate(**inputs, generation_mode="image", guidance_scale=1.0, do_sample=False)
+    mask = (ids != model.config.pad_token_id).long()
+    first, second = (m(ids, attention_mask=mask, image_logits_only=True).logits.argmax(-1) for m in (model, other))
+    return (first == second)[:, -length - 1 : -1].float().mean().item()
 
 
 def figures(results: dict[str, dict], floor: float) -> dict:
     """The ratios that the table is about; those whose rows were not measured are left out."""
-    ms = {name: result["ms_per_step"] for name, result in results.items()}
-    rate = {name: result["tokens_per_second"] for name, result in results.items()}
-    best = lambda *names: min((ms[name] for name in names if name in ms), default=None)  # noqa: E731
-    cfg = best("ours CFG bf16 batch 1", "ours CFG compiled bf16 batch 1")
-    plain = best("ours plain bf16 batch 1", "ours plain compiled bf16 batch 1")
-    int8 = best("ours CFG int8 batch 1", "ours CFG compiled int8 batch 1")
-    many = max(
-        (rate[name] for name in rate if name.startswith("ours CFG") and name.endswith("bf16 batch 16")), default=None
-    )
-    wanted = {
-        "guided_over_floor": cfg and cfg / floor,
-        "speedup_over_stock_cfg": cfg and "stock CFG bf16 batch 1" in ms and ms["stock CFG bf16 batch 1"] / cfg,
-        "guidance_cost": cfg and plain and cfg / plain,
-        "batch16_over_batch1": cfg and many and many * cfg / 1e3,
-        "int8_over_bf16": cfg and int8 and cfg / int8,
+
+    def ms(model: str, strategy: str, weights: str = "bf16", batch: int = 1) -> float:
+        """Milliseconds a step of the fastest such row, compiled or not."""
+        first, last = f"{model} {strategy} ", f" {weights} batch {batch}"
+        found = [name for name in results if name.startswith(first) and name.endswith(last) and "Jacobi" not in name]
+        return min((results[name]["ms_per_step"] for name in found), default=math.nan)
+
+    cfg = ms("ours", "CFG")
+    ratios = {
+        "guided_over_floor": cfg / floor,
+        "speedup_over_stock_cfg": ms("stock", "CFG") / cfg,
+        "guidance_cost": cfg / ms("ours", "plain"),
+        "batch16_over_batch1": 16 * cfg / ms("ours", "CFG", batch=16),
+        "int8_over_bf16": cfg / ms("ours", "CFG", "int8"),
     }
     prefix = "gpu_" if torch.cuda.is_available() else ""
-    return {f"{prefix}{name}": round(value, 3) for name, value in wanted.items() if value}
+    return {f"{prefix}{name}": round(ratio, 3) for name, ratio in ratios.items() if not math.isnan(ratio)}
 
 
 def table(results: dict[str, dict], floor: float) -> str:

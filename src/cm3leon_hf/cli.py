@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` help who trains and evaluates."""
+"""The command line: `cm3leon generate` draws, `describe` captions, `compare` sets runs side by side, `plan` costs one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,11 +221,12 @@ def find_documents(prompts: list[str], count: int, folder: str | None, encoder) 
 
 
 def load(path: str | None, seed: int | None):
-    """The model, on the accelerator when there is one, and its processor; seeds torch when asked to."""
+    """The model, on the accelerator or optimized for the CPU, and its processor; seeds torch when asked to."""
     import torch
     from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
     from transformers.utils import logging
 
+    from .cpu_inference import optimize_for_cpu
     from .shipped import default_model
 
     logging.set_verbosity_error()
@@ -235,7 +236,8 @@ def load(path: str | None, seed: int | None):
     path = path or default_model()
     processor = AutoProcessor.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
-    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), processor
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return model.to(accelerator) if accelerator else optimize_for_cpu(model), processor
 
 
 def save(images: dict, folder: Path) -> None:

@@ -116,6 +116,22 @@ def without_images(ids: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongT
     return torch.where(first, vocabulary.mask_id, ids)[first | ~shown]
 
 
+def pad_left(rows: list[torch.LongTensor], length: int, pad_id: int) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Ids `(rows, length)` of prompts of any lengths up to that, padded on the left, and their attention mask."""
+    ids = rows[0].new_full((len(rows), length), pad_id)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, length - len(row) :] = row
+        mask[index, length - len(row) :] = 1
+    return ids, mask
+
+
+def add_branches(own: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+    """Own rows `(batch, length)`, then each branch's rows: its prompt, continued with the tokens generated so far."""
+    generated = own[:, branches.shape[2] :]
+    return torch.cat([own, *(torch.cat([prompt, generated], dim=1) for prompt in branches.unbind(1))])
+
+
 def _changed(prompts: list, others: list, what: str) -> list:
     """The others, if each differs from its prompt."""
     if any(len(prompt) == len(other) and bool((prompt == other).all()) for prompt, other in zip(prompts, others)):

@@ -3,13 +3,14 @@
 from functools import partial
 
 import torch
-from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList
-from transformers.generation import GenerationMode
+from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, StaticCache
+from transformers.generation import GenerationMode, TopPLogitsWarper
 
-from .generation_branches import GUIDANCE_ARGUMENTS, branches, choose_guidance
+from .generation_branches import GUIDANCE_ARGUMENTS, add_branches, branches, choose_guidance, pad_left
 from .generation_jacobi import speculative_jacobi
 from .logits_processors import (
     ContrastiveLogitsProcessor,
+    ImageTopPLogitsWarper,
     KnownTokenLogitsProcessor,
     ModalityLogitsProcessor,
     TextHolesLogitsProcessor,
@@ -117,7 +118,7 @@ class CM3LeonGenerationMixin(GenerationMixin):
         if mode == "interleaved":
             needed = max(tokens_to_whole_image(ids, vocab) for ids in prompts)
         self._set_length(generation_config, mode, width, tokens, needed)
-        ids, attention_mask = _pad_left(prompts, length, vocab.pad_id)
+        ids, attention_mask = pad_left(prompts, length, vocab.pad_id)
         modality = ModalityLogitsProcessor(vocab, mode, length + generation_config.max_new_tokens)
         processors = [modality, *_hole_processors(known_ids, text_pieces, length, vocab)]
         if guidance is not None:
@@ -153,7 +154,7 @@ class CM3LeonGenerationMixin(GenerationMixin):
 
     def _branch_inputs(self, others: list[list[torch.LongTensor]], length: int) -> dict[str, torch.Tensor]:
         """Further branches' prompts as `(batch, branches, length)`, which the stock loop expands with the batch."""
-        padded = [_pad_left(prompts, length, self.config.vocabulary.pad_id) for prompts in others]
+        padded = [pad_left(prompts, length, self.config.vocabulary.pad_id) for prompts in others]
         ids, masks = (torch.stack(columns, dim=1).to(self.device) for columns in zip(*padded))
         return {"guidance_ids": ids, "guidance_attention_mask": masks}
 
@@ -161,14 +162,20 @@ class CM3LeonGenerationMixin(GenerationMixin):
     def _shared_prefix(self, ids, attention_mask, generation_config: GenerationConfig, kwargs: dict) -> Cache:
         """The cache of all prompts but their last token, computed once for all sequences of a prompt."""
         if "guidance_ids" in kwargs:
-            ids = _add_branches(ids, kwargs["guidance_ids"])
-            attention_mask = _add_branches(attention_mask, kwargs["guidance_attention_mask"])
+            ids = add_branches(ids, kwargs["guidance_ids"])
+            attention_mask = add_branches(attention_mask, kwargs["guidance_attention_mask"])
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
         cache = self.model(
             ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
         ).past_key_values
         cache.batch_repeat_interleave(generation_config.num_return_sequences)
-        return cache
+        if generation_config.cache_implementation != "static":
+            return cache
+        generation_config.cache_implementation = None  # the stock loop gets the cache itself
+        static = StaticCache(config=self.config, max_cache_len=ids.shape[1] + generation_config.max_new_tokens)
+        for index, layer in enumerate(cache.layers):
+            static.update(layer.keys, layer.values, index)
+        return static
 
     def _set_length(self, generation_config: GenerationConfig, mode: str, width: int, tokens: int, needed: int) -> None:
         """Images get exactly what they need, text ends at the last position at the latest. `width` counts padding."""
@@ -204,8 +211,8 @@ class CM3LeonGenerationMixin(GenerationMixin):
         if guidance_ids is not None:
             if attention_mask is None:  # the stock loop drops a mask that hides nothing of the user's rows
                 attention_mask = torch.ones_like(input_ids)
-            input_ids = _add_branches(input_ids, guidance_ids)
-            attention_mask = _add_branches(attention_mask, guidance_attention_mask)
+            input_ids = add_branches(input_ids, guidance_ids)
+            attention_mask = add_branches(attention_mask, guidance_attention_mask)
             position_ids = (attention_mask.cumsum(1) - 1).clamp_min(0)
         return super().prepare_inputs_for_generation(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
@@ -213,7 +220,9 @@ class CM3LeonGenerationMixin(GenerationMixin):
 
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
-        return LogitsProcessorList([*((model_kwargs or {}).get("guidance") or []), *processors])
+        images = self.config.vocabulary.image_ids
+        quick = [ImageTopPLogitsWarper(p, images) if type(p) is TopPLogitsWarper else p for p in processors]
+        return LogitsProcessorList([*((model_kwargs or {}).get("guidance") or []), *quick])
 
 
 def _hole_processors(known_ids, text_pieces, length: int, vocabulary: Vocabulary) -> list:
@@ -224,13 +233,13 @@ def _hole_processors(known_ids, text_pieces, length: int, vocabulary: Vocabulary
 
 
 def _may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
-    """Whether several sequences are sampled from a prompt, with a cache that grows, and nobody looks at the prompt."""
+    """Whether several sequences are sampled from a prompt, with a plain cache, and nobody looks at the prompt."""
     watched = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
     return (
         (config.num_return_sequences or 1) > 1
         and config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.SAMPLE
         and config.use_cache is not False
-        and config.cache_implementation in (None, "dynamic")
+        and config.cache_implementation in (None, "dynamic", "static")
         and kwargs.get("past_key_values") is None
         and not config.prefill_chunk_size
         and not watched
@@ -323,27 +332,12 @@ def _rows(ids, attention_mask, vocabulary: Vocabulary) -> list[torch.LongTensor]
     return rows
 
 
-def _pad_left(rows: list[torch.LongTensor], length: int, pad_id: int) -> tuple[torch.LongTensor, torch.LongTensor]:
-    ids = rows[0].new_full((len(rows), length), pad_id)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, length - len(row) :] = row
-        mask[index, length - len(row) :] = 1
-    return ids, mask
-
-
 def _cut_left(output, columns: int):
     """Drops the padding that longer prompts of guidance have put in front of the user's."""
     if isinstance(output, torch.Tensor):
         return output[:, columns:]
     output.sequences = output.sequences[:, columns:]
     return output
-
-
-def _add_branches(own: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
-    """Own rows `(batch, length)`, then each branch's rows: its prompt, continued with the tokens generated so far."""
-    generated = own[:, branches.shape[2] :]
-    return torch.cat([own, *(torch.cat([prompt, generated], dim=1) for prompt in branches.unbind(1))])
 
 
 __all__ = ["CM3LeonGenerationMixin"]
