@@ -7,9 +7,10 @@ from itertools import count, islice
 from os import PathLike
 from pathlib import Path
 
+from tqdm import tqdm
+
 from .bank_files import MANIFEST
 from .documents import encode_rows
-from .encoder import CLIPEncoder
 from .extra import Dataset, Image, IterableDataset
 from .memory_bank import MemoryBank
 
@@ -27,6 +28,8 @@ def write_shards(
     """
     Encodes a source's rows into shards, each a bank of its own; those that are there are left as they are.
 
+    A bar shows how many rows are encoded, of how many if the source knows, and how many a second.
+
     Args:
         source, encoder, shard_size: See [`~cm3leon_hf.retrieval.memory_bank.MemoryBank.build`].
         folder (path): Of the shards; one that all processes see.
@@ -42,11 +45,24 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     rows = len(source) if isinstance(source, Dataset) else None
     _check_plan(folder / PLAN, {"encoder": encoder.name, "shard_size": shard_size, "rows": rows})
-    for number, window in _windows(_undecoded(source), shard_size, process, processes):
-        path = folder / SHARD.format(number)
-        if not (path / MANIFEST).exists():
-            documents, vectors, skipped = encode_rows(window, encoder)
-            MemoryBank.from_vectors(documents, vectors, encoder.name, skipped=skipped).save(path)
+    mine = None if rows is None else range(process, -(-rows // shard_size), processes)
+    left = mine and sum(min(shard_size, rows - n * shard_size) for n in mine if not _is_there(folder, n))
+    with tqdm(total=left, desc="encoding", unit=" rows", unit_scale=True) as bar:
+        for number, window in _windows(_undecoded(source), shard_size, process, processes):
+            if not _is_there(folder, number):
+                documents, vectors, skipped = encode_rows(_counted(window, bar), encoder)
+                bank = MemoryBank.from_vectors(documents, vectors, encoder.name, skipped=skipped)
+                bank.save(folder / SHARD.format(number))
+
+
+def _is_there(folder: Path, number: int) -> bool:
+    return (folder / SHARD.format(number) / MANIFEST).exists()
+
+
+def _counted(rows: Iterator[dict], bar: tqdm) -> Iterator[dict]:
+    for row in rows:
+        yield row
+        bar.update()
 
 
 def _undecoded(source):
