@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import count, islice
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -14,12 +15,15 @@ from .documents import encode_rows
 from .extra import Dataset, Image, IterableDataset
 from .memory_bank import MemoryBank
 
+if TYPE_CHECKING:
+    from .encoder import CLIPEncoder
+
 PLAN, SHARD, SHARDS = "plan.json", "shard-{:06d}", "shard-*"
 
 
 def write_shards(
     source: Dataset | IterableDataset,
-    encoder: CLIPEncoder,
+    encoder: "CLIPEncoder",
     folder: str | PathLike,
     shard_size: int = 50_000,
     process: int = 0,
@@ -45,14 +49,22 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     rows = len(source) if isinstance(source, Dataset) else None
     _check_plan(folder / PLAN, {"encoder": encoder.name, "shard_size": shard_size, "rows": rows})
-    mine = None if rows is None else range(process, -(-rows // shard_size), processes)
-    left = mine and sum(min(shard_size, rows - n * shard_size) for n in mine if not _is_there(folder, n))
-    with tqdm(total=left, desc="encoding", unit=" rows", unit_scale=True) as bar:
+    with tqdm(
+        total=_rows_left(rows, shard_size, folder, process, processes), desc="encoding", unit=" rows", unit_scale=True
+    ) as bar:
         for number, window in _windows(_undecoded(source), shard_size, process, processes):
             if not _is_there(folder, number):
                 documents, vectors, skipped = encode_rows(_counted(window, bar), encoder)
                 bank = MemoryBank.from_vectors(documents, vectors, encoder.name, skipped=skipped)
                 bank.save(folder / SHARD.format(number))
+
+
+def _rows_left(rows: int | None, size: int, folder: Path, process: int, processes: int) -> int | None:
+    """Rows of this process's missing shards; unknown for a stream."""
+    if rows is None:
+        return None
+    missing = (at for at in range(process, -(-rows // size), processes) if not _is_there(folder, at))
+    return sum(min(size, rows - at * size) for at in missing)
 
 
 def _is_there(folder: Path, number: int) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from .bank_files import (
     write_vectors,
 )
 from .documents import PUBLIC, check_ids, make_documents
-from .encoder import CLIPEncoder
 from .extra import Dataset, IterableDataset, concatenate_datasets, pa, pc
 from .indexes import (
     FLAT,
@@ -38,6 +38,9 @@ from .indexes import (
     trained_index,
     write_index,
 )
+
+if TYPE_CHECKING:
+    from .encoder import CLIPEncoder  # brings torch, which a search can do without
 
 REFINE = 8  # a compressed index proposes so many times k documents, and their exact vectors decide
 MAX_SCORE = 0.9
@@ -105,7 +108,7 @@ class MemoryBank:
     def build(
         cls,
         source: Dataset | IterableDataset,
-        encoder: CLIPEncoder,
+        encoder: "CLIPEncoder",
         folder: str | PathLike,
         shard_size: int = 50_000,
         factory: str | None = None,
