@@ -122,7 +122,7 @@ def test_a_compressed_index_proposes_and_exact_vectors_decide(tmp_path):
     assert merged.search(9 * queries[:1], 400)[1].max() == 400
 
 
-@pytest.mark.parametrize("factory", ["IVF8,SQ4", "PCA8,IVF8_HNSW4,SQ4", "PCAR8,IVF8,RaBitQ", "IVF8,PQ4x4fs"])
+@pytest.mark.parametrize("factory", ["IVF8,SQ4", "PCA8,IVF8_HNSW4,SQ4", "RR16,IVF8,RaBitQ", "IVF8,PQ4x4fs"])
 @pytest.mark.parametrize("part_vectors", [1, 300, 10_000])
 def test_merged_on_disk_it_is_what_memory_would_give(factory, part_vectors, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_bank, "CHUNK", 100)
@@ -167,9 +167,9 @@ def test_damage_of_lists_is_named(damage, message, tmp_path):
     [
         (0, "Flat"),
         (999_999, "Flat"),
-        (1_000_000, "OPQ64,IVF4096,PQ64"),
-        (10_000_000, "OPQ64,IVF16384,PQ64"),
-        (340_000_000, "OPQ64,IVF65536_HNSW32,PQ64"),
+        (1_000_000, "RR448,IVF4096,RaBitQ"),
+        (10_000_000, "RR448,IVF16384,RaBitQ"),
+        (340_000_000, "RR448,IVF65536_HNSW32,RaBitQ"),
     ],
 )
 def test_the_size_chooses_the_index(count, factory):

@@ -12,11 +12,11 @@ from .extra import faiss, merge_ondisk
 
 FLAT = "Flat"
 FLAT_BELOW = 1_000_000  # documents; from here on the vectors are compressed
-CODE_BYTES = 64  # of a compressed vector, or fewer where the dimension does not divide
+BITS = 448  # of a compressed vector; with RaBitQ's two factors at most 64 bytes
 TRAINING_VECTORS = 40  # for each list of an inverted file; FAISS warns below 39
-TRAINING_LEAST = 100_000  # vectors, if there are so many: the rotation and the product codes are trained on them too
+TRAINING_LEAST = 100_000  # vectors, if there are so many: product codes are trained on them too
 SEED = 0  # the vectors an index is trained on are the same in every run
-PROBED = 64  # one list of so many is searched
+PROBED = 32  # one list of so many is searched
 HNSW_FROM = 65536  # lists; from here on a graph finds the nearest of them
 LISTS = "index.ivfdata"  # the inverted lists of an index that was merged on disk
 PART_VECTORS = 1 << 24  # compressed in memory before they go to disk, for 64 bytes a vector 1.2 GB
@@ -29,13 +29,15 @@ def choose_factory(count: int, dimension: int) -> str:
     """
     FAISS's factory string for a bank of `count` vectors of width `dimension`.
 
-    Flat below a million, and above an inverted file of some `4 sqrt(count)` lists with product codes of 64 bytes.
+    Flat below a million, and above an inverted file of some `4 sqrt(count)` lists with a bit for each of at most 448
+    rotated directions (RaBitQ, Gao and Long 2024), which needs no training beyond that of the lists. No PCA: FAISS's
+    takes the mean away, which changes the order of inner products.
     """
     if count < FLAT_BELOW:
         return FLAT
-    lists, size = 2 ** round(math.log2(4 * math.sqrt(count))), math.gcd(dimension, CODE_BYTES)
+    lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     graph = "_HNSW32" if lists >= HNSW_FROM else ""
-    return f"OPQ{size},IVF{lists}{graph},PQ{size}"
+    return f"RR{min(dimension, BITS)},IVF{lists}{graph},RaBitQ"
 
 
 def trained_index(factory: str, count: int, dimension: int, take: Callable[[np.ndarray], np.ndarray]) -> faiss.Index:
@@ -43,7 +45,7 @@ def trained_index(factory: str, count: int, dimension: int, take: Callable[[np.n
     An index for `count` vectors, trained on a sample and still empty.
 
     Args:
-        factory (`str`): A factory string of FAISS. Of an inverted file, one list of 64 is searched.
+        factory (`str`): A factory string of FAISS. Of an inverted file, one list of 32 is searched.
         count, dimension (`int`): Number and width of the vectors.
         take (`Callable`): Ascending row numbers to vectors `(rows, dimension)`.
 

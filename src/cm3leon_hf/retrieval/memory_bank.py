@@ -42,7 +42,7 @@ from .indexes import (
 if TYPE_CHECKING:
     from .encoder import CLIPEncoder  # brings torch, which a search can do without
 
-REFINE = 8  # a compressed index proposes so many times k documents, and their exact vectors decide
+REFINE = 16  # a compressed index proposes so many times k documents, and their exact vectors decide
 MAX_SCORE = 0.9
 CHUNK = 65536  # vectors held in memory while banks are merged
 
@@ -251,7 +251,7 @@ class MemoryBank:
         """
         The documents with the largest inner products, best first.
 
-        A compressed index proposes eight times as many, and their exact vectors decide.
+        A compressed index proposes sixteen times as many, and their exact vectors decide.
 
         Args:
             queries (`np.ndarray` of shape `(queries, dimension)`): float32.
