@@ -15,7 +15,7 @@ import torch
 from conftest import COLOURS, SHAPES, draw
 from datasets import Dataset, Features, Image, List, Value
 
-from cm3leon_hf.retrieval import bank_files, building, memory_bank
+from cm3leon_hf.retrieval import bank_files, building, indexes, memory_bank
 from cm3leon_hf.retrieval.building import write_shards
 from cm3leon_hf.retrieval.documents import content_key, encode_rows, make_documents
 from cm3leon_hf.retrieval.encoder import CLIPEncoder
@@ -122,14 +122,54 @@ def test_a_compressed_index_proposes_and_exact_vectors_decide(tmp_path):
     assert merged.search(9 * queries[:1], 400)[1].max() == 400
 
 
+@pytest.mark.parametrize("factory", ["IVF8,SQ4", "PCA8,IVF8_HNSW4,SQ4", "RR16,IVF8,RaBitQ", "IVF8,PQ4x4fs"])
+@pytest.mark.parametrize("part_vectors", [1, 300, 10_000])
+def test_merged_on_disk_it_is_what_memory_would_give(factory, part_vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_bank, "CHUNK", 100)
+    monkeypatch.setattr(indexes, "PART_VECTORS", part_vectors)
+    stored, queries = vectors(1000), vectors(20, 1)
+    whole = MemoryBank.from_vectors(texts(1000), stored, ENCODER, factory=factory)
+    cuts = [0, 500, 507, 1000]
+    shards = [
+        MemoryBank.from_vectors(texts(stop - start, start), stored[start:stop], ENCODER)
+        for start, stop in zip(cuts, cuts[1:])
+    ]
+    merged = MemoryBank.merge(shards, tmp_path / "merged", factory)
+    assert same(whole, merged) and (merged.search(queries, 10)[1] == whole.search(queries, 10)[1]).all()
+    on_disk = not factory.endswith("fs")  # packed lists are merged in memory
+    files = {"manifest.json", "skipped.json", "vectors.npy", "index.faiss", *(["index.ivfdata"] if on_disk else [])}
+    assert {path.name for path in (tmp_path / "merged").iterdir() if path.suffix != ".arrow"} == files
+
+    merged.save(tmp_path / "copy")
+    before = (tmp_path / "copy" / "index.faiss").read_bytes()
+    shutil.rmtree(tmp_path / "merged")
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    moved = MemoryBank.load(tmp_path / "moved", verify=True)
+    assert same(whole, moved) and same(whole, pickle.loads(pickle.dumps(moved)))
+    moved.add(texts(5, 1000), vectors(5, 2))
+    whole.add(texts(5, 1000), vectors(5, 2))
+    assert same(whole, moved) and len(MemoryBank.load(tmp_path / "moved", verify=True)) == 1000
+    moved.save(tmp_path / "moved")
+    assert same(whole, MemoryBank.load(tmp_path / "moved", verify=True))
+    assert before != (tmp_path / "moved" / "index.faiss").read_bytes()
+
+
+@pytest.mark.parametrize("damage, message", [("cut", "bytes in .*index.ivfdata"), ("unlink", "expected index.ivfdata")])
+def test_damage_of_lists_is_named(damage, message, tmp_path):
+    MemoryBank.merge([bank_of(400)], tmp_path / "bank", COMPRESSED)
+    {"cut": cut, "unlink": Path.unlink}[damage](tmp_path / "bank" / "index.ivfdata")
+    with pytest.raises(ValueError, match=message):
+        MemoryBank.load(tmp_path / "bank")
+
+
 @pytest.mark.parametrize(
     "count, factory",
     [
         (0, "Flat"),
         (999_999, "Flat"),
-        (1_000_000, "OPQ64,IVF4096,PQ64"),
-        (10_000_000, "OPQ64,IVF16384,PQ64"),
-        (340_000_000, "OPQ64,IVF65536_HNSW32,PQ64"),
+        (1_000_000, "RR448,IVF4096,RaBitQ"),
+        (10_000_000, "RR448,IVF16384,RaBitQ"),
+        (340_000_000, "RR448,IVF65536_HNSW32,RaBitQ"),
     ],
 )
 def test_the_size_chooses_the_index(count, factory):

@@ -1,6 +1,8 @@
 """The retrieval recipes one after the other on drawn pictures: CLIP, bank, training and drawing with documents."""
 
+import io
 import json
+import tarfile
 
 import datasets
 import numpy as np
@@ -134,6 +136,53 @@ def test_the_bank_holds_the_training_split(home, bank, clip):
     np.testing.assert_allclose(
         loaded.vectors(np.arange(3)), encoder.encode(loaded.documents["text"][:3], rows["image"][:3]), atol=1e-5
     )
+
+
+def write_tar(path, samples: list[dict[str, bytes]], start: int) -> None:
+    """A shard of webdataset: the files of a sample lie next to each other and share a name."""
+    with tarfile.open(path, "w") as tar:
+        for number, sample in enumerate(samples, start):
+            for suffix, data in sample.items():
+                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset_and_streams_build_the_same_bank(home, bank, clip, streaming, tmp_path, capsys):
+    rows = datasets.load_dataset(str(home / "codes"), split="train").cast_column("image", datasets.Image(decode=False))
+    samples = [
+        {
+            "png": row["image"]["bytes"],
+            "txt": row["captions"][0].encode(),
+            "codes.json": json.dumps(row["codes"]).encode(),
+        }
+        for row in rows
+    ]
+    samples[9]["png"] = b"no picture"
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "train-000.tar", samples[:7], 0)
+    write_tar(tmp_path / "tars" / "train-001.tar", samples[7:], 7)
+    recipe = load_recipe("retrieval/build_bank.py")
+    arguments = recipe.BankArguments(
+        str(tmp_path / "tars"),
+        str(tmp_path / "bank"),
+        streaming=streaming,
+        columns={"id": "__key__", "text": "txt", "image": "png", "codes": "codes.json"},
+        clip_model=clip,
+        shard_size=4,
+    )
+    recipe.main(arguments)
+    output = capsys.readouterr()
+    assert f"{len(samples) - 1} documents at" in output.out and "1 rows skipped" in output.out
+    assert f"encoding: {len(samples)}" in output.err.replace("100%|##########| ", "") and " rows/s" in output.err
+    loaded, whole = MemoryBank.load(tmp_path / "bank"), MemoryBank.load(bank)
+    kept = [row for row in range(len(samples)) if row != 9]
+    assert loaded.ids.to_pylist() == [f"{row:04d}" for row in kept]
+    assert [one["id"] for one in loaded.skipped] == ["0009"]
+    assert loaded.documents["text"][:] == whole.documents[kept]["text"]
+    assert loaded.documents["codes"][:] == whole.documents[kept]["codes"]
+    np.testing.assert_allclose(loaded.vectors(range(len(kept))), whole.vectors(kept), atol=1e-5)
 
 
 def test_a_bank_names_the_columns_that_it_misses(home, clip):

@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws, `describe` captions, `compare` sets runs side by side, `plan` costs one."""
+"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` serve evaluation and training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,19 +6,24 @@ from collections.abc import Iterator
 from itertools import count, islice
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from .bank_files import MANIFEST
 from .documents import encode_rows
-from .encoder import CLIPEncoder
 from .extra import Dataset, Image, IterableDataset
 from .memory_bank import MemoryBank
+
+if TYPE_CHECKING:
+    from .encoder import CLIPEncoder
 
 PLAN, SHARD, SHARDS = "plan.json", "shard-{:06d}", "shard-*"
 
 
 def write_shards(
     source: Dataset | IterableDataset,
-    encoder: CLIPEncoder,
+    encoder: "CLIPEncoder",
     folder: str | PathLike,
     shard_size: int = 50_000,
     process: int = 0,
@@ -26,6 +31,8 @@ def write_shards(
 ) -> None:
     """
     Encodes a source's rows into shards, each a bank of its own; those that are there are left as they are.
+
+    A bar shows how many rows are encoded, of how many if the source knows, and how many a second.
 
     Args:
         source, encoder, shard_size: See [`~cm3leon_hf.retrieval.memory_bank.MemoryBank.build`].
@@ -42,11 +49,32 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     rows = len(source) if isinstance(source, Dataset) else None
     _check_plan(folder / PLAN, {"encoder": encoder.name, "shard_size": shard_size, "rows": rows})
-    for number, window in _windows(_undecoded(source), shard_size, process, processes):
-        path = folder / SHARD.format(number)
-        if not (path / MANIFEST).exists():
-            documents, vectors, skipped = encode_rows(window, encoder)
-            MemoryBank.from_vectors(documents, vectors, encoder.name, skipped=skipped).save(path)
+    with tqdm(
+        total=_rows_left(rows, shard_size, folder, process, processes), desc="encoding", unit=" rows", unit_scale=True
+    ) as bar:
+        for number, window in _windows(_undecoded(source), shard_size, process, processes):
+            if not _is_there(folder, number):
+                documents, vectors, skipped = encode_rows(_counted(window, bar), encoder)
+                bank = MemoryBank.from_vectors(documents, vectors, encoder.name, skipped=skipped)
+                bank.save(folder / SHARD.format(number))
+
+
+def _rows_left(rows: int | None, size: int, folder: Path, process: int, processes: int) -> int | None:
+    """Rows of this process's missing shards; unknown for a stream."""
+    if rows is None:
+        return None
+    missing = (at for at in range(process, -(-rows // size), processes) if not _is_there(folder, at))
+    return sum(min(size, rows - at * size) for at in missing)
+
+
+def _is_there(folder: Path, number: int) -> bool:
+    return (folder / SHARD.format(number) / MANIFEST).exists()
+
+
+def _counted(rows: Iterator[dict], bar: tqdm) -> Iterator[dict]:
+    for row in rows:
+        yield row
+        bar.update()
 
 
 def _undecoded(source):

@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..images import read_image
-from .encoder import CLIPEncoder
 from .extra import Dataset, Features, List, Value, pa, pc
+
+if TYPE_CHECKING:
+    from .encoder import CLIPEncoder
 
 PUBLIC = {
     "id": Value("string"),
@@ -34,6 +36,8 @@ def read_picture(stored) -> Image.Image | None:
     Raises:
         ValueError: if it cannot be read.
     """
+    from ..images import read_image  # brings torch and transformers, which a search can do without
+
     if isinstance(stored, dict):
         stored = stored["bytes"] or stored["path"]
     return None if stored is None else read_image(stored)
@@ -103,7 +107,7 @@ def check_ids(columns: list[pa.ChunkedArray]) -> None:
         raise ValueError(f"expected every id once, got {twice} more than once; number the sources apart")
 
 
-def encode_rows(rows: Iterable[dict], encoder: CLIPEncoder) -> tuple[Dataset, np.ndarray, list[dict]]:
+def encode_rows(rows: Iterable[dict], encoder: "CLIPEncoder") -> tuple[Dataset, np.ndarray, list[dict]]:
     """
     Rows to documents and their vectors; rows whose pictures cannot be read are left out.
 

@@ -5,6 +5,7 @@ try:
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Dataset, Features, Image, IterableDataset, List, Value, concatenate_datasets
+    from faiss.contrib.ondisk import merge_ondisk
 except ImportError as error:
     raise ImportError(f"retrieval needs {error.name}; pip install 'cm3leon_hf[retrieval]'") from error
 
@@ -17,6 +18,7 @@ __all__ = [
     "Value",
     "concatenate_datasets",
     "faiss",
+    "merge_ondisk",
     "pa",
     "pc",
 ]

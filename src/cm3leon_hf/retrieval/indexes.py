@@ -1,22 +1,25 @@
-"""FAISS indexes for maximum inner product search: which one, how it is trained, and how it comes from disk."""
+"""FAISS indexes for maximum inner product search: which one, how it is trained, filled, and comes from disk."""
 
 import math
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from .extra import faiss
+from .extra import faiss, merge_ondisk
 
 FLAT = "Flat"
 FLAT_BELOW = 1_000_000  # documents; from here on the vectors are compressed
-CODE_BYTES = 64  # of a compressed vector, or fewer where the dimension does not divide
+BITS = 448  # of a compressed vector; with RaBitQ's two factors at most 64 bytes
 TRAINING_VECTORS = 40  # for each list of an inverted file; FAISS warns below 39
-TRAINING_LEAST = 100_000  # vectors, if there are so many: the rotation and the product codes are trained on them too
+TRAINING_LEAST = 100_000  # vectors, if there are so many: product codes are trained on them too
 SEED = 0  # the vectors an index is trained on are the same in every run
-PROBED = 64  # one list of so many is searched
+PROBED = 32  # one list of so many is searched
 HNSW_FROM = 65536  # lists; from here on a graph finds the nearest of them
+LISTS = "index.ivfdata"  # the inverted lists of an index that was merged on disk
+PART_VECTORS = 1 << 24  # compressed in memory before they go to disk, for 64 bytes a vector 1.2 GB
 
 if os.name == "posix":  # OpenMP's threads do not survive a fork; a search that waits for them would never end
     os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
@@ -26,13 +29,15 @@ def choose_factory(count: int, dimension: int) -> str:
     """
     FAISS's factory string for a bank of `count` vectors of width `dimension`.
 
-    Flat below a million, and above an inverted file of some `4 sqrt(count)` lists with product codes of 64 bytes.
+    Flat below a million, and above an inverted file of some `4 sqrt(count)` lists with a bit for each of at most 448
+    rotated directions (RaBitQ, Gao and Long 2024), which needs no training beyond that of the lists. No PCA: FAISS's
+    takes the mean away, which changes the order of inner products.
     """
     if count < FLAT_BELOW:
         return FLAT
-    lists, size = 2 ** round(math.log2(4 * math.sqrt(count))), math.gcd(dimension, CODE_BYTES)
+    lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     graph = "_HNSW32" if lists >= HNSW_FROM else ""
-    return f"OPQ{size},IVF{lists}{graph},PQ{size}"
+    return f"RR{min(dimension, BITS)},IVF{lists}{graph},RaBitQ"
 
 
 def trained_index(factory: str, count: int, dimension: int, take: Callable[[np.ndarray], np.ndarray]) -> faiss.Index:
@@ -40,7 +45,7 @@ def trained_index(factory: str, count: int, dimension: int, take: Callable[[np.n
     An index for `count` vectors, trained on a sample and still empty.
 
     Args:
-        factory (`str`): A factory string of FAISS. Of an inverted file, one list of 64 is searched.
+        factory (`str`): A factory string of FAISS. Of an inverted file, one list of 32 is searched.
         count, dimension (`int`): Number and width of the vectors.
         take (`Callable`): Ascending row numbers to vectors `(rows, dimension)`.
 
@@ -63,8 +68,38 @@ def trained_index(factory: str, count: int, dimension: int, take: Callable[[np.n
     return index
 
 
+def can_merge_on_disk(index: faiss.Index) -> bool:
+    """Whether the index has inverted lists of the kind that [`merge_on_disk`] takes."""
+    return type(_lists(index)) is faiss.ArrayInvertedLists
+
+
+def merge_on_disk(index: faiss.Index, chunks: Iterable[np.ndarray], folder: Path) -> None:
+    """
+    Fills a trained, empty index whose lists lie in a file of `folder`, so that memory never holds all of them.
+
+    Args:
+        index (`faiss.Index`): One that [`can_merge_on_disk`] accepts.
+        chunks (`Iterable[np.ndarray]`): All vectors in their order, `(vectors, dimension)` at a time.
+        folder (path): Where parts lie until they are merged, and then the lists. The index belongs there too.
+    """
+    part, parts, start = faiss.clone_index(index), [], 0
+    for chunk in chunks:
+        part.add_with_ids(chunk, np.arange(start, start + len(chunk)))
+        start += len(chunk)
+        if part.ntotal >= PART_VECTORS:
+            parts.append(_write_part(part, folder / f"part-{len(parts)}.faiss"))
+    if part.ntotal:
+        parts.append(_write_part(part, folder / f"part-{len(parts)}.faiss"))
+    merge_ondisk(index, [str(path) for path in parts], str(folder / LISTS))
+    for path in parts:
+        path.unlink()
+
+
 def write_index(index: faiss.Index, path: Path) -> None:
-    """Writes an index with everything that [`read_index`] needs."""
+    """Writes an index with everything that [`read_index`] needs: lists that lie on disk go beside it."""
+    lists = _lists(index)
+    if isinstance(lists, faiss.OnDiskInvertedLists) and Path(lists.filename) != path.parent / LISTS:
+        shutil.copyfile(lists.filename, path.parent / LISTS)
     faiss.write_index(index, str(path))
 
 
@@ -75,10 +110,38 @@ def read_index(path: Path, mapped: bool) -> faiss.Index:
     Raises:
         ValueError: if the file is no index, or is damaged.
     """
+    flags = faiss.IO_FLAG_MMAP_IFC if mapped else 0
+    if (path.parent / LISTS).exists():  # FAISS maps these itself, and looks for them where they were written
+        flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+        index = faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise ValueError(f"expected an index of FAISS in {path}, could not read it: {error}; copy it again") from error
+    lists = _lists(index)
+    if isinstance(lists, faiss.OnDiskInvertedLists):
+        lists.prefetch_nthread = 0  # threads that a forked worker would wait for
+        if not mapped:
+            _into_memory(index, lists)
+    return index
+
+
+def _lists(index: faiss.Index) -> "faiss.InvertedLists | None":
+    inverted = faiss.try_extract_index_ivf(index)
+    return None if inverted is None else faiss.downcast_InvertedLists(inverted.invlists)
+
+
+def _write_part(part: faiss.Index, path: Path) -> Path:
+    """Writes vectors with their row numbers, and empties the index for the next."""
+    faiss.write_index(part, str(path))
+    part.reset()
+    return path
+
+
+def _into_memory(index: faiss.Index, lists: faiss.OnDiskInvertedLists) -> None:
+    copy = faiss.ArrayInvertedLists(lists.nlist, lists.code_size)
+    lists.copy_subset_to(copy, faiss.InvertedLists.SUBSET_TYPE_ID_RANGE, 0, index.ntotal)
+    faiss.try_extract_index_ivf(index).replace_invlists(copy, True)
+    copy.this.disown()
 
 
 def checked_vectors(vectors: np.ndarray, dimension: int) -> np.ndarray:
@@ -97,4 +160,12 @@ def checked_vectors(vectors: np.ndarray, dimension: int) -> np.ndarray:
     return vectors
 
 
-__all__ = ["choose_factory", "read_index", "trained_index", "write_index"]
+__all__ = [
+    "can_merge_on_disk",
+    "checked_vectors",
+    "choose_factory",
+    "merge_on_disk",
+    "read_index",
+    "trained_index",
+    "write_index",
+]

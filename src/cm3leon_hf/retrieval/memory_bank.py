@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,11 +27,22 @@ from .bank_files import (
     write_vectors,
 )
 from .documents import PUBLIC, check_ids, make_documents
-from .encoder import CLIPEncoder
 from .extra import Dataset, IterableDataset, concatenate_datasets, pa, pc
-from .indexes import FLAT, checked_vectors, choose_factory, read_index, trained_index, write_index
+from .indexes import (
+    FLAT,
+    can_merge_on_disk,
+    checked_vectors,
+    choose_factory,
+    merge_on_disk,
+    read_index,
+    trained_index,
+    write_index,
+)
 
-REFINE = 8  # a compressed index proposes so many times k documents, and their exact vectors decide
+if TYPE_CHECKING:
+    from .encoder import CLIPEncoder  # brings torch, which a search can do without
+
+REFINE = 16  # a compressed index proposes so many times k documents, and their exact vectors decide
 MAX_SCORE = 0.9
 CHUNK = 65536  # vectors held in memory while banks are merged
 
@@ -96,7 +108,7 @@ class MemoryBank:
     def build(
         cls,
         source: Dataset | IterableDataset,
-        encoder: CLIPEncoder,
+        encoder: "CLIPEncoder",
         folder: str | PathLike,
         shard_size: int = 50_000,
         factory: str | None = None,
@@ -174,8 +186,9 @@ class MemoryBank:
         """
         Writes one bank with the documents of several, in their order, and loads it.
 
-        The index is made anew for the whole size: it is trained on a sample of the vectors and takes them bank by bank,
-        so memory holds the index and a sample, never all vectors of a compressed bank.
+        The index is made anew for the whole size, trained on a sample of the vectors. Inverted lists are filled in
+        parts and merged on disk by FAISS, so memory holds the sample and one part, never the whole index. (Lists that
+        are packed for fast scans, graphs and Flat are filled in memory.)
 
         Args:
             banks (`list[MemoryBank]`): Banks of one encoder.
@@ -196,12 +209,14 @@ class MemoryBank:
         shape = sum(len(bank) for bank in banks), banks[0].dimension
         factory = factory or choose_factory(*shape)
         index = trained_index(factory, *shape, partial(_take, banks))
-        for chunk in _chunks(banks):
+        on_disk = can_merge_on_disk(index)
+        for chunk in () if on_disk else _chunks(banks):
             index.add(chunk)
         skipped = [row for bank in banks for row in bank.skipped]
         max_score = banks[0].max_score if max_score is None else max_score
         merged = cls(None, index, banks[0].encoder, factory, skipped=skipped, max_score=max_score)
-        _write(Path(folder), merged, [bank.documents for bank in banks], None if factory == FLAT else _chunks(banks))
+        documents, exact = [bank.documents for bank in banks], None if factory == FLAT else _chunks(banks)
+        _write(Path(folder), merged, documents, exact, _chunks(banks) if on_disk else None)
         return cls.load(folder)
 
     def __len__(self) -> int:
@@ -236,7 +251,7 @@ class MemoryBank:
         """
         The documents with the largest inner products, best first.
 
-        A compressed index proposes eight times as many, and their exact vectors decide.
+        A compressed index proposes sixteen times as many, and their exact vectors decide.
 
         Args:
             queries (`np.ndarray` of shape `(queries, dimension)`): float32.
@@ -297,7 +312,8 @@ class MemoryBank:
         Writes the bank; the folder appears whole at the end, and takes the place of a bank that is there.
 
         It holds `index.faiss`, `documents-….arrow`, `skipped.json`, for a compressed index `vectors.npy`, and
-        `manifest.json` with the encoder's name, dimension, metric, counts, and each file's size and checksum.
+        `manifest.json` with the encoder's name, dimension, metric, counts, and each file's size and checksum. Of an
+        index that was merged on disk, the lists are a file of their own, `index.ivfdata`.
 
         Raises:
             ValueError: if something other than a bank lies there.
@@ -318,9 +334,17 @@ def _reopen(folder: str, manifest: str) -> MemoryBank:
     return MemoryBank.load(folder)
 
 
-def _write(folder: Path, bank: MemoryBank, documents: list[Dataset], vectors: Iterable[np.ndarray] | None) -> None:
-    """Writes a bank's index beside documents, one file for each data set, and exact vectors."""
+def _write(
+    folder: Path,
+    bank: MemoryBank,
+    documents: list[Dataset],
+    vectors: Iterable[np.ndarray] | None,
+    unmerged: Iterable[np.ndarray] | None = None,
+) -> None:
+    """Writes a bank's index, with what is still to be merged into it, documents, a file a data set, and vectors."""
     with new_folder(folder) as part:
+        if unmerged is not None:
+            merge_on_disk(bank.index, unmerged, part)
         write_index(bank.index, part / INDEX)
         for number, rows in enumerate(documents):
             write_documents(rows, part / DOCUMENTS.format(number))
