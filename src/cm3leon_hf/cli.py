@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` serve evaluation and training."""
+"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` help to evaluate and train."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
