@@ -175,7 +175,7 @@ def test_webdataset_and_streams_build_the_same_bank(home, bank, clip, streaming,
     recipe.main(arguments)
     output = capsys.readouterr()
     assert f"{len(samples) - 1} documents at" in output.out and "1 rows skipped" in output.out
-    assert f"encoding: {len(samples)}" in output.err.replace("100%|##########| ", "") and " rows/s" in output.err
+    assert "encoding" in output.err and f"{len(samples)}.0" in output.err and " rows/s" in output.err
     loaded, whole = MemoryBank.load(tmp_path / "bank"), MemoryBank.load(bank)
     kept = [row for row in range(len(samples)) if row != 9]
     assert loaded.ids.to_pylist() == [f"{row:04d}" for row in kept]
