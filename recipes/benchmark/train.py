@@ -8,6 +8,7 @@ an otherwise idle machine; the pipeline runs on one core (`OMP_NUM_THREADS=1`).
 """
 
 import json
+import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -153,6 +154,7 @@ def training_rate(args: TrainBenchmarkArguments, model, packed: PackedStream, vo
 
 
 def main(args: TrainBenchmarkArguments) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as the recipe: the rate of one core
     vocabulary, results = Vocabulary(), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -7,6 +7,7 @@ Every value of the YAML except `sources` and `generation` is a flag as well. A r
 last checkpoint, to the last bit as if it had not been.
 """
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -152,6 +153,7 @@ def save(trainer: PretrainingTrainer, args: PretrainArguments, config, processor
 
 
 def main(args: PretrainArguments, objective: ObjectiveArguments, training: TrainingArguments) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one core; the others train
     torch.manual_seed(training.seed)
     config = AutoConfig.from_pretrained(args.model_config, use_cache=False)
     processor = build_processor(args, config)

@@ -1,6 +1,7 @@
 """The CM3 transform: rows of a table to training documents."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -99,10 +100,10 @@ class CM3Transform:
         strings = texts.values.to_pylist()
         for index in captions:
             strings[index] = f" {strings[index]}"
-        *words, instruction = self._ids([*strings, self.instruction])
+        words = self._ids(strings)
         answers = np.array([len(words[index]) for index in captions], np.int64)
         for index in captions:
-            words[index] = instruction + words[index]
+            words[index] = self._instruction_ids + words[index]
         words = Documents.from_lists(words)
         place = images.place.copy()
         place[pictures] = texts.place.max(initial=0) + 1  # behind the caption, as in the prompt
@@ -130,8 +131,14 @@ class CM3Transform:
             ids[hit] = rng.integers(self.vocabulary.text_size, self.vocabulary.size, hit.sum())
         return ids, documents
 
+    @cached_property
+    def _instruction_ids(self) -> list[int]:
+        return self._ids([self.instruction])[0]
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts; what only looks like a special token is text."""
+        if not texts:
+            return []
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 

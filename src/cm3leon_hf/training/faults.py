@@ -39,7 +39,7 @@ class FiniteStepsMixin:
     A Trainer that skips steps whose gradient is not finite, as it is when the loss is not, and keeps their batches.
 
     Each process writes what it had read to `output_dir/not_finite/`. The weights and the optimizer stay as they were.
-    Not for DeepSpeed, whose engine takes its step itself.
+    DeepSpeed's engine takes its step itself, so there the step is reported and counted, but not skipped.
 
     Args:
         max_skipped_steps (`int`): Steps to skip at most in a run, resumptions included.
@@ -55,7 +55,7 @@ class FiniteStepsMixin:
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(norm):
+        if norm is not None and not math.isfinite(norm):
             self._skip_step(model, norm)
         self.batches = []
         return norm
