@@ -107,7 +107,7 @@ def test_other_weights_have_another_name(encoder, small_clip, tmp_path):
     same = CLIPEncoder(f"local-dir:{folder}", None, device="cpu")
     save_file({name: weight * 1.01 for name, weight in weights.items()}, folder / "open_clip_model.safetensors")
     other = CLIPEncoder(f"local-dir:{folder}", None, device="cpu")
-    assert same.name.startswith("clip@") and str(tmp_path) not in same.name
+    assert same.name.startswith("local-dir@") and str(tmp_path) not in same.name
     assert same.name.split("@")[1] == encoder.name.split("@")[1] != other.name.split("@")[1]
 
 
