@@ -55,7 +55,7 @@ def test_it_describes(folder, tmp_path):
         (["describe", "no-such-file.png"], "which is no file"),
         (["generate", "very " * 600], "expected a prompt of at most"),
         (["generate", "apple", "--num-images", "4", "--candidates", "2"], "at least 4 candidates"),
-        (["generate", "apple", "--candidates", "4", "--clip-weights", "nobody"], "a CLIP to rank candidates"),
+        (["generate", "apple", "--candidates", "4", "--clip-model", "nobody"], "a CLIP to rank candidates"),
         (["generate", "apple", "--strategy", "cd-k", "--contrastive-alpha", "2"], "contrastive_alpha in (0, 1]"),
     ],
 )

@@ -77,7 +77,7 @@ def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
     config.image_vocab_size = vqgan.config.num_embeddings  # known only when its codebook is trained
     return CM3LeonProcessor(
         AutoImageProcessor.from_pretrained(args.vqgan),
-        AutoTokenizer.from_pretrained(args.tokenizer),
+        AutoTokenizer.from_pretrained(args.tokenizer, model_max_length=config.max_position_embeddings),
         vqgan,
         text_vocab_size=config.text_vocab_size,
         image_vocab_size=config.image_vocab_size,

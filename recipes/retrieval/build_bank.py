@@ -17,7 +17,7 @@ from accelerate import PartialState
 from datasets import load_dataset
 from trl import TrlParser
 
-from cm3leon_hf.retrieval.building import write_shards
+from cm3leon_hf.retrieval.building import undecoded, write_shards
 from cm3leon_hf.retrieval.documents import PUBLIC
 from cm3leon_hf.retrieval.encoder import CLIPEncoder
 from cm3leon_hf.retrieval.memory_bank import MemoryBank
@@ -50,6 +50,7 @@ def documents(rows, columns: dict):
         raise ValueError(f"expected the columns {sorted(missing)}, got {there}; name yours under `columns`")
     columns = {column: name for name, column in columns.items() if column in there}
     rows = rows.select_columns(list(columns)).rename_columns({old: new for old, new in columns.items() if old != new})
+    rows = undecoded(rows)
     if "id" not in columns.values():
         rows = rows.map(lambda _, number: {"id": str(number)}, with_indices=True, input_columns="text")
     return rows.map(lambda text: {"text": text if isinstance(text, str) else text[0]}, input_columns="text")

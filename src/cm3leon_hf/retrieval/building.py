@@ -52,7 +52,7 @@ def write_shards(
     with tqdm(
         total=_rows_left(rows, shard_size, folder, process, processes), desc="encoding", unit=" rows", unit_scale=True
     ) as bar:
-        for number, window in _windows(_undecoded(source), shard_size, process, processes):
+        for number, window in _windows(undecoded(source), shard_size, process, processes):
             if not _is_there(folder, number):
                 documents, vectors, skipped = encode_rows(_counted(window, bar), encoder)
                 bank = MemoryBank.from_vectors(documents, vectors, encoder.name, skipped=skipped)
@@ -77,7 +77,7 @@ def _counted(rows: Iterator[dict], bar: tqdm) -> Iterator[dict]:
         bar.update()
 
 
-def _undecoded(source):
+def undecoded(source):
     """The source with pictures as their files' bytes, so that a broken one stops nothing before it is read."""
     is_decoded = isinstance((source.features or {}).get("image"), Image)
     return source.cast_column("image", Image(decode=False)) if is_decoded else source
@@ -110,4 +110,4 @@ def _check_plan(path: Path, plan: dict) -> None:
     part.replace(path)
 
 
-__all__ = ["write_shards"]
+__all__ = ["undecoded", "write_shards"]
