@@ -3,8 +3,8 @@
     python recipes/pretrain/samples.py --dataset data/emoji --out runs/samples.png
 
 The prompts are (concept, style) pairs of a held-out split, each concept once, without skin tones, in an order that a
-hash decides: one sample each, none picked by hand. With `--retrieve 2` each row shows the artist's picture, what was
-retrieved, and what was drawn without and with it.
+hash decides: one sample each, or the one of several that CLIP picks, none picked by hand. With `--retrieve 2` each row
+shows the artist's picture, what was retrieved, and what was drawn without and with it.
 """
 
 import hashlib
@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 from trl import TrlParser
 
 from cm3leon_hf import default_bank, default_clip, default_model
+from cm3leon_hf.evaluation.clip_score import CLIPScorer
+from cm3leon_hf.evaluation.reranking import draw_candidates, rank
 from cm3leon_hf.grid import draw_grid
 from cm3leon_hf.progress import TokenProgress
 from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 from cm3leon_hf.retrieval.documents import document_picture
-from cm3leon_hf.retrieval.encoder import CLIPEncoder
 from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 
@@ -30,6 +31,7 @@ class SampleArguments:
     model: str = field(default="", metadata={"help": "Model folder; the shipped one by default."})
     split: str = field(default="heldout_pairs", metadata={"help": "Split whose captions are the prompts."})
     count: int = field(default=24, metadata={"help": "Prompts."})
+    candidates: int = field(default=1, metadata={"help": "Pictures drawn for each prompt, of which CLIP picks one."})
     retrieve: int = field(default=0, metadata={"help": "Retrieved documents in front of each prompt: 0, 1 or 2."})
     bank: str = field(default="", metadata={"help": "Memory bank; the shipped one by default."})
     clip_model: str = field(default="", metadata={"help": "The bank's CLIP; the shipped one by default."})
@@ -47,24 +49,33 @@ def held_out_rows(args: SampleArguments) -> list[dict]:
     return [rows[names[name]] for name in ordered[: args.count]]
 
 
+def load_clip(args: SampleArguments) -> CLIPScorer:
+    return CLIPScorer(args.clip_model or default_clip(), args.clip_weights)
+
+
 def find_documents(args: SampleArguments, prompts: list[str]) -> list[list[dict]]:
-    encoder = CLIPEncoder(args.clip_model or default_clip(), args.clip_weights)
+    encoder = load_clip(args)
     bank = MemoryBank.load(args.bank or default_bank(), encoder.name)
     return RetrievalAugmenter(bank, encoder, training=False).for_prompts(prompts, args.retrieve)
 
 
 def draw(args: SampleArguments, model, processor, prompts: list[str], retrieved: list[list[dict]] | None) -> list:
+    """One picture for each prompt."""
     set_seed(args.seed)
-    ids = model.generate(
-        **processor.for_text_to_image(prompts, retrieved, max_length=model.config.max_position_embeddings),
-        generation_mode="image",
-        do_sample=True,
-        guidance_scale=args.guidance_scale,
-        top_p=args.top_p,
-        temperature=args.temperature,
-        streamer=TokenProgress(processor.vocabulary.image_length, "drawing"),
+    strategy = {"guidance_scale": args.guidance_scale, "top_p": args.top_p, "temperature": args.temperature}
+    length = processor.vocabulary.image_length
+    pools = draw_candidates(
+        model,
+        processor,
+        prompts,
+        args.candidates,
+        [strategy],
+        streamer=lambda: TokenProgress(length, "drawing"),
+        retrieved=retrieved,
     )
-    return processor.post_process_multimodal_output(ids, generation_mode="image")
+    if args.candidates > 1:
+        pools = rank(pools, prompts, load_clip(args), keep=1)
+    return [pool[0].image for pool in pools]
 
 
 def main(args: SampleArguments) -> None:

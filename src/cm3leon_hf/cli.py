@@ -1,5 +1,6 @@
 """The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` help to evaluate and train."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 
 from .cli_compare import compare
+
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns whenever transformers imports torchao
 
 app = typer.Typer(
     no_args_is_help=True,
