@@ -89,7 +89,9 @@ def npm_pack(package: str, folder: Path) -> Path:
 
 def unpack(tarball: Path, folder: Path) -> None:
     with tarfile.open(tarball) as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # the first releases of Python 3.10 and 3.11 lack it
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(folder)
 
 
 def normal_hexcode(text: str) -> str:

@@ -48,9 +48,9 @@ def documents(rows, columns: dict):
     missing = {columns["text"], columns["image"]} - set(there)
     if missing:
         raise ValueError(f"expected the columns {sorted(missing)}, got {there}; name yours under `columns`")
+    rows = undecoded(rows, columns["image"])
     columns = {column: name for name, column in columns.items() if column in there}
     rows = rows.select_columns(list(columns)).rename_columns({old: new for old, new in columns.items() if old != new})
-    rows = undecoded(rows)
     if "id" not in columns.values():
         rows = rows.map(lambda _, number: {"id": str(number)}, with_indices=True, input_columns="text")
     return rows.map(lambda text: {"text": text if isinstance(text, str) else text[0]}, input_columns="text")

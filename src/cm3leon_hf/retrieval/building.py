@@ -77,10 +77,10 @@ def _counted(rows: Iterator[dict], bar: tqdm) -> Iterator[dict]:
         bar.update()
 
 
-def undecoded(source):
+def undecoded(source, column: str = "image"):
     """The source with pictures as their files' bytes, so that a broken one stops nothing before it is read."""
-    is_decoded = isinstance((source.features or {}).get("image"), Image)
-    return source.cast_column("image", Image(decode=False)) if is_decoded else source
+    is_decoded = isinstance((source.features or {}).get(column), Image)
+    return source.cast_column(column, Image(decode=False)) if is_decoded else source
 
 
 def _windows(source, size: int, process: int, processes: int) -> Iterator[tuple[int, Iterator[dict]]]:

@@ -55,6 +55,7 @@ class CLIPEncoder:
         self.batch_size = batch_size
         self.device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
+        pretrained = None if ":" in model else pretrained
         self.model, self.transform = open_clip.create_model_from_pretrained(model, pretrained)
         self.name = f"{_label(model, pretrained)}@{fingerprint(self.model)}"
         self.model.eval().requires_grad_(False).to(self.device, self.dtype)
