@@ -1,8 +1,10 @@
 """Candidates of several strategies, scored by CLIP: against a direct computation, in order, and never too few."""
 
+import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, draw
+from conftest import COLOURS, draw, load_recipe
+from PIL import Image
 
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
 from cm3leon_hf.evaluation.reranking import STRATEGIES, draw_candidates, generate_best, rank
@@ -58,3 +60,18 @@ def test_too_few_candidates_are_refused(model, processor, scorer):
         draw_candidates(model, processor, PROMPTS, 1, STRATEGIES["both"])
     with pytest.raises(ValueError, match="keep 1 to 4"):
         generate_best(model, processor, PROMPTS, scorer, candidates=4, keep=5)
+
+
+def test_strategies_are_shown_side_by_side(folder, small_clip, tmp_path):
+    recipe = load_recipe("pretrain/strategies.py")
+    out = tmp_path / "strategies.png"
+    arguments = {"model": folder, "clip_model": small_clip, "scales": [1.0, 3.0], "candidates": 2}
+    recipe.main(recipe.StrategyArguments(str(out), ["a red circle", "a blue square"], **arguments))
+    assert Image.open(out).width == 6 * (128 + 8) + 8  # two scales, CD-K, the best, a hole, filled
+
+
+def test_a_hole_covers_what_its_mask_says():
+    picture = Image.new("RGB", (12, 12), "red")
+    holed, mask = load_recipe("pretrain/strategies.py").with_hole(picture)
+    changed = np.any(np.array(holed) != np.array(picture), axis=-1)
+    assert np.array_equal(changed, np.array(mask) > 0) and changed.sum() == 4 * 4
