@@ -14,14 +14,12 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 from trl import TrlParser
 
-from cm3leon_hf import default_bank, default_clip, default_model
-from cm3leon_hf.evaluation.clip_score import CLIPScorer
+from cm3leon_hf import default_model
+from cm3leon_hf.cli import find_documents, load_clip
 from cm3leon_hf.evaluation.reranking import draw_candidates, rank
 from cm3leon_hf.grid import draw_grid
 from cm3leon_hf.progress import TokenProgress
-from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 from cm3leon_hf.retrieval.documents import document_picture
-from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 
 @dataclass
@@ -49,16 +47,6 @@ def held_out_rows(args: SampleArguments) -> list[dict]:
     return [rows[names[name]] for name in ordered[: args.count]]
 
 
-def load_clip(args: SampleArguments) -> CLIPScorer:
-    return CLIPScorer(args.clip_model or default_clip(), args.clip_weights)
-
-
-def find_documents(args: SampleArguments, prompts: list[str]) -> list[list[dict]]:
-    encoder = load_clip(args)
-    bank = MemoryBank.load(args.bank or default_bank(), encoder.name)
-    return RetrievalAugmenter(bank, encoder, training=False).for_prompts(prompts, args.retrieve)
-
-
 def draw(args: SampleArguments, model, processor, prompts: list[str], retrieved: list[list[dict]] | None) -> list:
     """One picture for each prompt."""
     set_seed(args.seed)
@@ -74,7 +62,7 @@ def draw(args: SampleArguments, model, processor, prompts: list[str], retrieved:
         retrieved=retrieved,
     )
     if args.candidates > 1:
-        pools = rank(pools, prompts, load_clip(args), keep=1)
+        pools = rank(pools, prompts, load_clip(args.clip_model, args.clip_weights), keep=1)
     return [pool[0].image for pool in pools]
 
 
@@ -86,7 +74,8 @@ def main(args: SampleArguments) -> None:
     drawn = draw(args, model, processor, prompts, None)
     cells = [[(row["image"], "the artist's")] for row in rows]
     if args.retrieve:
-        retrieved = find_documents(args, prompts)
+        clip = load_clip(args.clip_model, args.clip_weights)
+        retrieved = find_documents(prompts, args.retrieve, args.bank, clip)
         for row, prompt, documents in zip(cells, prompts, retrieved):
             row[0] = (row[0][0], f"{prompt}: the artist's")
             row += [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
