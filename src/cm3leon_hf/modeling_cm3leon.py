@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cm3leon import CM3LeonConfig
 from .generation_cm3leon import CM3LeonGenerationMixin
+from .loss_cm3leon import chunked_causal_loss
 
 
 def eager_attention_forward(
@@ -282,6 +283,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         image_logits_only: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
@@ -292,6 +294,8 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
                 which; 0 for all.
             image_logits_only (`bool`): Whether to evaluate the head for image ids alone, which is less to read where no
                 text can follow; the logits of text are then −inf.
+            loss_only (`bool`): Whether to compute the loss without the logits, which are then `None`: for training, in
+                less memory and time. Needs torch 2.13.
 
         The other arguments are those of [`CM3LeonModel`].
 
@@ -308,10 +312,15 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(outputs.last_hidden_state[:, kept], image_logits_only)
-        loss = None
-        if labels is not None:
+        logits = loss = None
+        if loss_only:
+            loss = chunked_causal_loss(
+                outputs.last_hidden_state, self.lm_head.weight, labels, kwargs.get("num_items_in_batch")
+            )
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._logits(outputs.last_hidden_state[:, kept], image_logits_only)
+        if labels is not None and not loss_only:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

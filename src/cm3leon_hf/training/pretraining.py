@@ -9,6 +9,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import EvalPrediction
 
 from ..data.stream import PackedStream, stack
+from ..loss_cm3leon import has_chunked_loss
+from ..modeling_cm3leon import CM3LeonForCausalLM
 from ..vocabulary import Vocabulary
 from .faults import FiniteStepsMixin, StopOnSignal
 from .throughput import ThroughputTrainer
@@ -39,10 +41,16 @@ class PretrainingTrainer(FiniteStepsMixin, ThroughputTrainer):
         self.add_callback(self.stop)
         self.args.ignore_data_skip = self.streams
         self.loader = None
+        self.has_chunked_loss = has_chunked_loss() and isinstance(self.model, CM3LeonForCausalLM)
 
     @property
     def streams(self) -> bool:
         return isinstance(self.train_dataset, PackedStream)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training and self.has_chunked_loss:
+            inputs = inputs | {"loss_only": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_train_dataloader(self):
         if not self.streams:
