@@ -55,7 +55,7 @@ def test_the_recipes_are_read_by_their_script(name, monkeypatch):
     flags = ["--config", str(RECIPES / name / "train.yaml"), "--use_cpu", "true"]
     args, objective, training = TrlParser(kinds).parse_args_and_config(flags)
     config = AutoConfig.from_pretrained(REPOSITORY / args.model_config)
-    recipe.set_accumulation(args, training, config.max_position_embeddings)
+    recipe.set_accumulation(training, args.batch_tokens, config.max_position_embeddings)
     assert objective.max_spans <= config.num_masks and args.packing == (name != "emoji")
     if args.packing:
         once = training.per_device_train_batch_size * config.max_position_embeddings
