@@ -9,13 +9,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import CAPTIONS, GRID_SIZE, IMAGE_SIZE, REPOSITORY, load_recipe, small_model
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback, pipeline
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
 
+from cm3leon_hf.data.pretraining import fitting_rows
+from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.adapters import load_adapters
+from cm3leon_hf.training.batches import set_accumulation
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.instruction import InstructionTrainer
 
@@ -101,3 +105,170 @@ def test_two_steps_move_every_weight(data, folder, tmp_path):
     pipe = pipeline("any-to-any", model=str(tmp_path))
     assert pipe("a red circle", generation_mode="image")[0]["generated_image"].size == (16, 16)
     assert pipe.model.generation_config.guidance_scale == 3.0 and pipe.model.generation_config.max_new_tokens == 7
+
+
+class At(TrainerCallback):
+    """Does something when a step begins."""
+
+    def __init__(self, step: int, what):
+        self.step, self.what = step, what
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.what()
+
+
+def with_callback(monkeypatch, callback: TrainerCallback):
+    monkeypatch.setattr(RECIPE, "InstructionTrainer", lambda **k: InstructionTrainer(**k, callbacks=[callback]))
+
+
+PACKED = {"packed": True, "window": 8, "max_length": 96, "per_device_train_batch_size": 2}
+
+
+@pytest.mark.parametrize("kind", [LORA, PACKED], ids=["adapters", "packed"])
+def test_a_stopped_run_goes_on_to_the_last_bit(kind, data, folder, tmp_path, monkeypatch):
+    settings, name = kind | {"max_steps": 3}, "adapter_model" if "use_peft" in kind else "model"
+    run(tmp_path / "whole", data, folder, **settings)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        with_callback(patch, At(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        run(tmp_path / "stopped", data, folder, **settings)
+    assert last_whole_checkpoint(str(tmp_path / "stopped")).endswith("-2")
+    assert signal.getsignal(signal.SIGTERM) == before and not (tmp_path / "stopped" / f"{name}.safetensors").exists()
+    run(tmp_path / "stopped", data, folder, **settings)
+    whole, resumed = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "stopped"))
+    assert whole.keys() == resumed.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.fixture(scope="module")
+def adapters(data, folder, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("adapters")
+    run(path, data, folder, **LORA)
+    return str(path)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(300, 330)[None]).logits
+
+
+def test_adapters_on_every_matrix_are_moved(adapters):
+    saved = load_file(f"{adapters}/adapter_model.safetensors")
+    assert len(saved) == 2 * 2 * 6  # two layers of six matrices, A and B of each
+    assert all(weight.abs().max() > 0 for weight in saved.values())  # B starts at zero
+    assert all("lora_" in name and "embed" not in name for name in saved)
+
+
+def test_adapters_come_back_however_they_are_loaded(adapters, folder):
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    own = load_adapters(adapters)
+    assert not torch.allclose(logits(own), logits(base), atol=1e-3)
+    for model in (
+        AutoPeftModelForCausalLM.from_pretrained(adapters),
+        AutoModelForCausalLM.from_pretrained(adapters),
+        load_adapters(adapters, base),
+        load_adapters(adapters, folder).merge_and_unload(),
+    ):
+        torch.testing.assert_close(logits(model.eval()), logits(own), rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_draw_and_describe_in_the_pipeline(adapters, pictures):
+    pipe = pipeline("any-to-any", model=adapters)
+    assert pipe("a red circle", generation_mode="image")[0]["generated_image"].size == (16, 16)
+    assert isinstance(pipe({"images": pictures[0], "text": "Describe the given picture."})[0]["generated_text"], str)
+    processor = AutoProcessor.from_pretrained(adapters)
+    inputs = processor.for_text_to_image(["a red circle"])
+    drawn = [
+        model.generate(**inputs, generation_mode="image", guidance_scale=3.0, do_sample=False)
+        for model in (load_adapters(adapters), load_adapters(adapters).merge_and_unload())
+    ]
+    assert torch.equal(*drawn)
+
+
+def test_adapters_of_another_base_are_refused(adapters, folder, tmp_path):
+    other = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        other.model.layers[1].fc2.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="with other values in model.layers.1.fc2.weight; load that base"):
+        load_adapters(adapters, other)
+    with pytest.raises(ValueError, match="other values in"):
+        load_adapters(adapters, small_model(hidden_size=64))
+    with pytest.raises(ValueError, match="found no adapter_config.json"):
+        load_adapters(folder)
+    half = AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16)
+    with pytest.raises(ValueError, match="found none; train them again"):
+        load_adapters(without(adapters, "base.json", tmp_path), half)
+
+
+def without(folder: str, name: str, copy: Path) -> str:
+    for path in Path(folder).glob("adapter_*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert not (copy / name).exists()
+    return str(copy)
+
+
+def test_positions_are_trained_with_the_adapters_when_asked(data, folder, tmp_path):
+    run(tmp_path, data, folder, **LORA, lora_modules_to_save=["embed_positions"])
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    (name,) = (name for name in saved if "embed_positions" in name)
+    assert not torch.equal(saved[name], load_file(f"{folder}/model.safetensors")["model.embed_positions.weight"])
+    assert load_adapters(str(tmp_path))  # whose base still is the one it was
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_are_read_by_their_script(path):
+    args, objective, training, model_args = TrlParser(KINDS).parse_args_and_config(
+        ["--config", str(path), "--use_cpu", "true"]
+    )
+    if args.batch_tokens:
+        set_accumulation(training, args.batch_tokens, training.max_length)
+        once = training.per_device_train_batch_size * training.max_length
+        assert training.gradient_accumulation_steps * once == args.batch_tokens
+    assert (get_peft_config(model_args) is not None) == ("lora" in path.stem or "own" in path.stem)
+    assert objective.max_spans == 1
+
+
+@pytest.mark.parametrize("size", ["760m", "7b"])
+def test_full_fine_tuning_has_the_papers_values(size):
+    values = yaml.safe_load((RECIPES / f"{size}.yaml").read_text(encoding="utf-8"))
+    assert values["max_length"] == 4096 and values["batch_tokens"] == 2**21 and values["learning_rate"] == 5e-5
+    assert values["warmup_steps"] == 150 and values["max_steps"] * 2**21 == pytest.approx(30e9, rel=1e-4)
+
+
+def test_four_bits_are_asked_for(monkeypatch):
+    _, _, _, model_args = TrlParser(KINDS).parse_args_and_config(
+        ["--config", str(RECIPES / "qlora_7b.yaml"), "--use_cpu", "true"]
+    )
+    asked = {}
+    monkeypatch.setattr(RECIPE.AutoModelForCausalLM, "from_pretrained", lambda *_, **kwargs: asked.update(kwargs))
+    RECIPE.load_base(model_args)
+    quantization = asked["quantization_config"]
+    assert quantization.load_in_4bit and quantization.bnb_4bit_quant_type == "nf4"
+    assert quantization.bnb_4bit_use_double_quant and quantization.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": ""}, "either dataset or sources"),
+        ({"dataset": "", "sources": [{"path": "a"}]}, "expected packed with sources"),
+        ({"muon": True, "use_peft": True}, "expected muon or use_peft, got both"),
+        ({"max_length": 20}, "at most 20 tokens"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_first(changes, message, data, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, data, folder, **changes)
+
+
+def test_rows_that_do_not_fit_are_skipped_and_counted(processor, caplog):
+    rows = instruction_rows(6)
+    broken = rows.select(range(2)).to_list()
+    broken[0]["codes"][1][0] = IMAGE_SIZE
+    broken[1]["texts"][1] = ""
+    rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_list(broken, features=rows.features)])
+    transform = CM3Transform(processor.tokenizer, processor.vocabulary, 40)
+    kept = fitting_rows(rows, transform)  # two pictures of 16 tokens do not fit with their texts
+    assert kept["answer"] == [1, 1, 1] and "skipped 5 of 8 rows" in caplog.text
+    with pytest.raises(ValueError, match=r"expected columns among .*, got \['words'\]"):
+        fitting_rows(datasets.Dataset.from_dict({"words": ["a"]}), transform)

@@ -12,14 +12,12 @@ run that was stopped goes on from its last checkpoint, to the last bit as if it 
 import os
 from dataclasses import asdict, dataclass, field, replace
 
-import numpy as np
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
 from cm3leon_hf import default_model
-from cm3leon_hf.data.pretraining import CM3Rows
-from cm3leon_hf.data.rows import usable
+from cm3leon_hf.data.pretraining import CM3Rows, fitting_rows
 from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
@@ -76,23 +74,6 @@ def load_base(model_args: ModelConfig):
     )
 
 
-def whole_rows(rows: Dataset, transform: CM3Transform) -> Dataset:
-    """The rows that can be trained on; says how many others there were."""
-    if not {"texts", "codes"} <= set(rows.column_names) and "captions" not in rows.column_names:
-        raise ValueError(
-            f"expected the columns texts, codes and answer, got {rows.column_names}; build instruction rows"
-        )
-    tables = rows.with_format("arrow").iter(1000)
-    kept = np.concatenate([np.zeros(0, bool), *(usable(table, transform.vocabulary) for table in tables)])
-    if not kept.any():
-        raise ValueError(
-            f"expected rows to train on, got {len(rows)}, none of them whole; look at their codes and answers"
-        )
-    if not kept.all():
-        print(f"skipped {(~kept).sum()} of {len(rows)} rows: broken codes, or an empty answer")
-    return rows.select(np.flatnonzero(kept))
-
-
 def training_data(args: SFTArguments, transform: CM3Transform, training: SFTConfig) -> CM3Rows | PackedStream:
     """Packed sequences, or single documents."""
     if args.sources:
@@ -100,7 +81,7 @@ def training_data(args: SFTArguments, transform: CM3Transform, training: SFTConf
     else:
         rows = load_dataset(args.dataset, split=args.train_split)
     if not args.packed:
-        return CM3Rows(whole_rows(rows, transform), transform, training.seed)
+        return CM3Rows(fitting_rows(rows, transform), transform, training.seed)
     process = (training.process_index, training.world_size)
     return PackedStream(rows, transform, args.window, training.seed, True, *process)
 
@@ -114,12 +95,14 @@ def held_out(args: SFTArguments, transform: CM3Transform) -> CM3Rows | None:
         return None
     if not isinstance(rows, Dataset):
         rows = Dataset.from_list(list(rows.take(args.eval_rows)), features=rows.features)
-    rows = whole_rows(rows.select(range(min(args.eval_rows, len(rows)))), transform)
+    rows = fitting_rows(rows.select(range(min(args.eval_rows, len(rows)))), transform)
     return CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
 
 
 def main(args: SFTArguments, objective: ObjectiveArguments, training: SFTConfig, model_args: ModelConfig) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one core; the others train
+    if args.muon and model_args.use_peft:
+        raise ValueError("expected muon or use_peft, got both; Muon is for whole matrices, leave it out")
     model = load_base(model_args)
     processor, config = AutoProcessor.from_pretrained(model.name_or_path, device="cpu"), model.config
     length = min(training.max_length or config.max_position_embeddings, config.max_position_embeddings)

@@ -50,7 +50,8 @@ def load_adapters(folder: str, base: str | CM3LeonForCausalLM | None = None, **k
 
     Args:
         folder (`str`): What [`save_adapters`] wrote.
-        base (`str` or [`CM3LeonForCausalLM`], *optional*): The base, or its folder; by default where it lay in training.
+        base (`str` or [`CM3LeonForCausalLM`], *optional*): The base, or its folder; where it lay in training by
+            default.
         kwargs: Arguments of `AutoModelForCausalLM.from_pretrained` for the base.
 
     Raises:
@@ -79,7 +80,7 @@ def check_base(folder: str, model: CM3LeonForCausalLM) -> None:
     other = sorted(name for name in common if trained_on[name] != here[name])
     if other or not common:
         raise ValueError(
-            f"expected the base that the adapters in {folder} were trained on, got {model.name_or_path or 'a model'}, of "
-            f"whose {len(here)} weights {len(other) or len(here)} are others, such as {(other or sorted(here))[0]}; "
-            f"load {PeftConfig.from_pretrained(folder).base_model_name_or_path}"
+            f"expected the base that the adapters in {folder} were trained on, "
+            f"{PeftConfig.from_pretrained(folder).base_model_name_or_path}, got {model.name_or_path or 'another model'}, "
+            f"with other values in {(other or sorted(here))[0]}; load that base, or train adapters on this one"
         )
