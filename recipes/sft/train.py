@@ -21,12 +21,12 @@ from cm3leon_hf.data.pretraining import CM3Rows, fitting_rows
 from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
-from cm3leon_hf.training.adapters import TARGETS, save_adapters
+from cm3leon_hf.training.adapters import TARGETS
 from cm3leon_hf.training.batches import set_accumulation
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.instruction import InstructionTrainer
 from cm3leon_hf.training.optimizers import muon
-from cm3leon_hf.training.saving import save_model
+from cm3leon_hf.training.saving import save_tuned
 
 
 @dataclass
@@ -133,11 +133,7 @@ def main(args: SFTArguments, objective: ObjectiveArguments, training: SFTConfig,
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
         print(f"held out: {metrics}")
-    generation = model.generation_config.to_diff_dict() | args.generation
-    if not model_args.use_peft:
-        save_model(trainer, processor, generation, args.max_shard_size)
-    elif trainer.is_world_process_zero():
-        save_adapters(trainer.accelerator.unwrap_model(trainer.model), processor, training.output_dir, generation)
+    save_tuned(trainer, processor, args.generation, args.max_shard_size)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def check_base(folder: str, model: CM3LeonForCausalLM) -> None:
     if other or not common:
         raise ValueError(
             f"expected the base that the adapters in {folder} were trained on, "
-            f"{PeftConfig.from_pretrained(folder).base_model_name_or_path}, got {model.name_or_path or 'another model'}, "
-            f"with other values in {(other or sorted(here))[0]}; load that base, or train adapters on this one"
+            f"{PeftConfig.from_pretrained(folder).base_model_name_or_path}, "
+            f"got {model.name_or_path or 'another model'}, with other values in {(other or sorted(here))[0]}; load that "
+            "base, or train adapters on this one"
         )

@@ -1,10 +1,24 @@
 """What a run leaves behind: a model folder that AutoModel, AutoProcessor and the pipeline load."""
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, Trainer
 
 from ..modeling_cm3leon import CM3LeonForCausalLM
 from ..processing_cm3leon import CM3LeonProcessor
+from .adapters import save_adapters
+
+
+def save_tuned(
+    trainer: Trainer, processor: CM3LeonProcessor, generation: dict | None = None, max_shard_size: str = "5GB"
+) -> None:
+    """Saves what was tuned: adapters alone where there are any (see [`save_adapters`]), else as [`save_model`]."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    generation = model.generation_config.to_diff_dict() | (generation or {})
+    if not isinstance(model, PeftModel):
+        save_model(trainer, processor, generation, max_shard_size)
+    elif trainer.is_world_process_zero():
+        save_adapters(model, processor, trainer.args.output_dir, generation)
 
 
 def save_model(
