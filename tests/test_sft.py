@@ -189,7 +189,7 @@ def test_adapters_of_another_base_are_refused(adapters, folder, tmp_path):
     other = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         other.model.layers[1].fc2.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="with other values in model.layers.1.fc2.weight; load that"):
+    with pytest.raises(ValueError, match="with other values in model.layers.1.fc2.weight; load that base"):
         load_adapters(adapters, other)
     with pytest.raises(ValueError, match="other values in"):
         load_adapters(adapters, small_model(hidden_size=64))

@@ -79,9 +79,8 @@ def check_base(folder: str, model: CM3LeonForCausalLM) -> None:
     common = trained_on.keys() & here.keys()
     other = sorted(name for name in common if trained_on[name] != here[name])
     if other or not common:
+        wanted = PeftConfig.from_pretrained(folder).base_model_name_or_path
         raise ValueError(
-            f"expected the base that the adapters in {folder} were trained on, "
-            f"{PeftConfig.from_pretrained(folder).base_model_name_or_path}, "
-            f"got {model.name_or_path or 'another model'}, with other values in {(other or sorted(here))[0]}; load that "
-            "base, or train adapters on this one"
+            f"expected {wanted}, which the adapters in {folder} were trained on, got {model.name_or_path or 'a model'} "
+            f"with other values in {(other or sorted(here))[0]}; load that base, or train adapters on this one"
         )
