@@ -161,3 +161,6 @@ def test_what_cannot_be_tuned_is_said_first(recipes, data):
         recipes["pairs"].PairArguments(dataset=data, candidates=1)
     with pytest.raises(ValueError, match=r"expected the columns \['prompt_ids'.*draw pairs with pairs.py"):
         recipes["dpo"].read_pairs(recipes["dpo"].PairsArguments(dataset=data))
+    training = GRPOConfig("out", beta=0.1, use_cpu=True)
+    with pytest.raises(ValueError, match="expected beta 0 or use_peft"):
+        recipes["grpo"].main(recipes["grpo"].RewardArguments(dataset=data), training, ModelConfig())

@@ -41,11 +41,12 @@ def main(args: PairsArguments, training: DPOConfig, model_args: ModelConfig) -> 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rows = read_pairs(args)
     base = model_args.model_name_or_path or default_model()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)
+    model, reference = (AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype) for _ in range(2))
     processor = AutoProcessor.from_pretrained(base, device="cpu")
     model_args.lora_target_modules = model_args.lora_target_modules or TARGETS
     trainer = PicturePairsTrainer(
         model=model,
+        ref_model=None if model_args.use_peft else reference,  # adapters can be turned off
         args=training,
         train_dataset=rows,
         processing_class=processor.tokenizer,

@@ -38,6 +38,8 @@ def captions(dataset: str, split: str) -> list[str]:
 
 def main(args: RewardArguments, training: GRPOConfig, model_args: ModelConfig) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if training.beta and not model_args.use_peft:
+        raise ValueError(f"expected beta 0 or use_peft, whose base is the reference, got beta {training.beta}; set one")
     base = model_args.model_name_or_path or default_model()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=model_args.dtype)
     processor = AutoProcessor.from_pretrained(base, device="cpu" if training.use_cpu else None)

@@ -8,28 +8,19 @@ once, LoRA adapters are trained on them by train.py, whose values the YAML has, 
 `pipeline("any-to-any")` loads.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import train
-from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from transformers import AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from cm3leon_hf import default_model
-from cm3leon_hf.images import read_image
-from cm3leon_hf.processing_prompts import EDITING
-from cm3leon_hf.vocabulary import BREAK
+from cm3leon_hf.data.instructions import InstructionBuilder
+from cm3leon_hf.data.tasks import load_tasks
 
-COLUMNS = ("before", "after", "instruction")
-KINDS = Features(
-    {
-        "task": Value("string"),
-        "texts": List(Value("string")),
-        "codes": List(List(Value("int32"))),
-        "answer": Value("int32"),
-    }
-)
+TASK = replace(load_tasks()["edit"], columns={"input": "before", "text": "instruction", "image": "after"})
 
 
 @dataclass
@@ -39,56 +30,20 @@ class OwnPicturesArguments:
 
 
 def read_metadata(folder: Path) -> Dataset:
-    """The rows of the folder's table."""
+    """The rows of the folder's table, with whole paths."""
     builders = {"metadata.csv": "csv", "metadata.jsonl": "json"}
     found = [name for name in builders if (folder / name).is_file()]
     if not found:
         raise ValueError(f"expected metadata.csv or metadata.jsonl in {folder}, found neither; list the pictures there")
     rows = load_dataset(builders[found[0]], data_files=str(folder / found[0]), split="train")
-    if not set(COLUMNS) <= set(rows.column_names):
-        raise ValueError(
-            f"expected the columns {', '.join(COLUMNS)} in {found[0]}, found {rows.column_names}; rename them"
-        )
-    return rows
-
-
-def read_pair(folder: Path, row: dict) -> tuple | None:
-    """The two pictures and the instruction of a row; `None` if there is something wrong with it, which is printed."""
-    try:
-        if not (row["instruction"] or "").strip():
-            raise ValueError(f"expected an instruction for {row['before']}, got an empty one")
-        paths = [folder / (row[name] or "") for name in ("before", "after")]
-        return *(read_image(str(path)) for path in paths), row["instruction"].strip()
-    except (ValueError, OSError) as error:
-        print(f"skipped: {error}")
-        return None
-
-
-def editing_row(before: list[int], after: list[int], instruction: str) -> dict:
-    """An instruction row, of the form that `processor.for_editing` prompts."""
-    wording = EDITING.split(BREAK)[0]
-    return {
-        "task": "edit",
-        "texts": [wording, None, instruction, None],
-        "codes": [None, before, None, after],
-        "answer": 3,
-    }
+    named = [name for name in ("before", "after") if name in rows.column_names]
+    return rows.map(lambda row: {name: row[name] and f"{folder}/{row[name]}" for name in named})
 
 
 def build_rows(folder: Path, processor) -> Dataset:
-    """Instruction rows of all pairs that can be read."""
-    metadata = read_metadata(folder)
-    pairs = [pair for row in metadata if (pair := read_pair(folder, row))]
-    print(f"{len(pairs)} pairs, {len(metadata) - len(pairs)} skipped")
-    if not pairs:
-        raise ValueError(
-            f"expected pairs of pictures in {folder}, got none that can be read; see what was skipped above"
-        )
-    rows = []
-    for before, after, instruction in pairs:
-        codes = processor.encode_images([before, after]).tolist()
-        rows.append(editing_row(*codes, instruction))
-    return Dataset.from_list(rows, features=KINDS)
+    """Instruction rows, of the form that `processor.for_editing` prompts, of all pairs that can be read."""
+    length = processor.tokenizer.model_max_length
+    return InstructionBuilder(TASK, processor.vocabulary, length, processor.encode_images).build(read_metadata(folder))
 
 
 def main(
