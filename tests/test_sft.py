@@ -15,7 +15,10 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback, pipeline
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
+from typer.testing import CliRunner
 
+from cm3leon_hf import CM3LeonForCausalLM
+from cm3leon_hf.cli import app
 from cm3leon_hf.data.pretraining import fitting_rows
 from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.adapters import load_adapters
@@ -26,6 +29,7 @@ from cm3leon_hf.training.instruction import InstructionTrainer
 RECIPE = load_recipe("sft/train.py")
 KINDS = (RECIPE.SFTArguments, RECIPE.ObjectiveArguments, SFTConfig, ModelConfig)
 RECIPES = REPOSITORY / "recipes" / "sft"
+TRAINED = {*RECIPES.glob("*.yaml")} - {RECIPES / "grid.yaml", RECIPES / "own_pictures.yaml"}  # by train.py
 
 
 def instruction_rows(count: int) -> datasets.Dataset:
@@ -185,6 +189,17 @@ def test_adapters_draw_and_describe_in_the_pipeline(adapters, pictures):
     assert torch.equal(*drawn)
 
 
+def test_merged_adapters_are_a_model_by_themselves(adapters, tmp_path):
+    recipe = load_recipe("sft/merge.py")
+    recipe.main(recipe.MergeArguments(adapters, str(tmp_path / "merged"), dtype="float32"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(merged) is CM3LeonForCausalLM and merged.generation_config.guidance_scale == 3.0
+    torch.testing.assert_close(logits(merged), logits(load_adapters(adapters)), rtol=1e-4, atol=1e-4)
+    flags = ["generate", "a red circle", "--model", adapters, "--num-images", "1", "--out", str(tmp_path / "drawn")]
+    result = CliRunner().invoke(app, flags)
+    assert result.exit_code == 0 and (tmp_path / "drawn" / "00.png").is_file(), result.output
+
+
 def test_adapters_of_another_base_are_refused(adapters, folder, tmp_path):
     other = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -215,7 +230,7 @@ def test_positions_are_trained_with_the_adapters_when_asked(data, folder, tmp_pa
     assert load_adapters(str(tmp_path))  # whose base still is the one it was
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(TRAINED), ids=lambda path: path.stem)
 def test_the_recipes_are_read_by_their_script(path):
     args, objective, training, model_args = TrlParser(KINDS).parse_args_and_config(
         ["--config", str(path), "--use_cpu", "true"]
@@ -224,7 +239,7 @@ def test_the_recipes_are_read_by_their_script(path):
         set_accumulation(training, args.batch_tokens, training.max_length)
         once = training.per_device_train_batch_size * training.max_length
         assert training.gradient_accumulation_steps * once == args.batch_tokens
-    assert (get_peft_config(model_args) is not None) == ("lora" in path.stem or "own" in path.stem)
+    assert (get_peft_config(model_args) is not None) == ("lora" in path.stem)
     assert objective.max_spans == 1
 
 
@@ -272,3 +287,99 @@ def test_rows_that_do_not_fit_are_skipped_and_counted(processor, caplog):
     assert kept["answer"] == [1, 1, 1] and "skipped 5 of 8 rows" in caplog.text
     with pytest.raises(ValueError, match=r"expected columns among .*, got \['words'\]"):
         fitting_rows(datasets.Dataset.from_dict({"words": ["a"]}), transform)
+
+
+@pytest.fixture(scope="module")
+def own_recipe():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(RECIPES))
+        yield load_recipe("sft/own_pictures.py")
+
+
+@pytest.fixture
+def own_pictures(tmp_path, pictures) -> Path:
+    """Seven pairs, of which one lacks a picture, one is broken, and one says nothing."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    rows = [f"{number}.png,{number + 1}.png,make it number {number}" for number in range(4)]
+    rows += ["0.png,nowhere.png,vanish", "broken.png,1.png,mend it", "0.png,1.png,"]
+    (folder / "metadata.csv").write_text("\n".join(["before,after,instruction", *rows]), encoding="utf-8")
+    return folder
+
+
+def test_your_own_pictures_become_adapters(own_recipe, own_pictures, folder, pictures, tmp_path, caplog):
+    kinds = (own_recipe.OwnPicturesArguments, own_recipe.train.SFTArguments, own_recipe.train.ObjectiveArguments)
+    flags = {
+        "pictures": own_pictures,
+        "held_out": 0.25,
+        "model_name_or_path": folder,
+        "dataset": tmp_path / "rows",
+        "output_dir": tmp_path / "adapters",
+        "max_steps": 2,
+        "save_steps": 2,
+        "use_cpu": True,
+        "bf16": False,
+        "lora_r": 4,
+        "per_device_train_batch_size": 2,
+        "disable_tqdm": True,
+    }
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    parser = TrlParser((*kinds, SFTConfig, ModelConfig))
+    own_recipe.main(*parser.parse_args_and_config(["--config", str(RECIPES / "own_pictures.yaml"), *words]))
+    assert "left out 3 of 7 rows" in caplog.text
+    rows = datasets.load_dataset(str(tmp_path / "rows"))
+    assert (len(rows["train"]), len(rows["test"])) == (3, 1)
+    processor = AutoProcessor.from_pretrained(folder)
+    for row in (*rows["train"], *rows["test"]):
+        number = int(row["texts"][2].rsplit(" ", 1)[1])
+        codes = processor.encode_images([pictures[number], pictures[number + 1]]).tolist()
+        assert [row["codes"][1], row["codes"][3]] == codes and row["answer"] == 3
+        prompt = processor.for_editing(pictures[number], row["texts"][2])["input_ids"]
+        assert processor.decode(prompt[0], skip_special_tokens=True) == row["texts"][0] + row["texts"][2]
+    edited = load_adapters(str(tmp_path / "adapters"))
+    ids = edited.generate(**processor.for_editing(pictures[0], "make it blue"), generation_mode="image")
+    assert processor.post_process_multimodal_output(ids, generation_mode="image")[0].size == (16, 16)
+
+
+def test_a_folder_that_cannot_be_read(own_recipe, own_pictures, processor):
+    table = own_pictures / "metadata.csv"
+    table.rename(own_pictures / "table.csv")
+    with pytest.raises(ValueError, match="expected metadata.csv or metadata.jsonl in"):
+        own_recipe.build_rows(own_pictures, processor)
+    (own_pictures / "metadata.jsonl").write_text('{"before": "0.png", "next": "1.png"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"expected the columns \['before', 'instruction', 'after'\].*without"):
+        own_recipe.build_rows(own_pictures, processor)
+    (own_pictures / "metadata.jsonl").write_text(
+        '{"before": "x.png", "after": "1.png", "instruction": "a"}\n', encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="got none of 1"):
+        own_recipe.build_rows(own_pictures, processor)
+
+
+def test_the_grid_runs_what_is_missing_and_prints_a_table(tmp_path, monkeypatch, capsys):
+    recipe = load_recipe("sft/grid.py")
+    args = recipe.GridArguments("some.yaml", str(tmp_path), [1e-5, 1e-4], [4, 8], flags="--max_steps 3")
+    ran = []
+
+    def run(command, check):
+        flags = dict(zip(command[2::2], command[3::2]))
+        ran.append((flags["--learning_rate"], flags["--per_device_train_batch_size"]))
+        assert check and flags["--config"] == "some.yaml" and flags["--max_steps"] == "3"
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        Path(flags["--output_dir"]).mkdir()
+        loss = float(flags["--learning_rate"]) * int(flags["--per_device_train_batch_size"])
+        Path(flags["--output_dir"], "eval_results.json").write_text(json.dumps({"eval_loss": loss * 1e4}))
+
+    monkeypatch.setattr(recipe.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main(args)
+    recipe.main(args)
+    assert ran == [("1e-05", "4"), ("1e-05", "8"), ("0.0001", "4"), ("0.0001", "4"), ("0.0001", "8")]
+    lines = [line.split() for line in capsys.readouterr().out.strip().splitlines()]
+    assert lines[1:] == [["1e-05", "0.4000*", "0.8000"], ["0.0001", "4.0000", "8.0000"]]
+    values = yaml.safe_load((RECIPES / "grid.yaml").read_text(encoding="utf-8"))
+    assert values["learning_rates"] == [1e-5, 3e-5, 5e-5, 1e-4] and values["batch_sizes"] == [4, 8, 16]

@@ -247,9 +247,20 @@ def load(path: str | None, seed: int | None):
         set_seed(seed)
     path = path or default_model()
     processor = AutoProcessor.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path)
+    model = (
+        load_merged(path) if Path(path, "adapter_config.json").is_file() else AutoModelForCausalLM.from_pretrained(path)
+    )
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return model.to(accelerator) if accelerator else optimize_for_cpu(model), processor
+
+
+def load_merged(folder: str):
+    """The base of these adapters with the adapters in its weights."""
+    try:
+        from .training.adapters import load_adapters
+    except ImportError as error:
+        raise ValueError(f"expected what adapters need, got {error}; pip install 'cm3leon_hf[train]'") from error
+    return load_adapters(folder).merge_and_unload()
 
 
 def save(images: dict, folder: Path) -> None:

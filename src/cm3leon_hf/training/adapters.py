@@ -62,6 +62,7 @@ def load_adapters(folder: str, base: str | CM3LeonForCausalLM | None = None, **k
     base = base or PeftConfig.from_pretrained(folder).base_model_name_or_path
     model = AutoModelForCausalLM.from_pretrained(base, **kwargs) if isinstance(base, str) else base
     check_base(folder, model)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
     return PeftModel.from_pretrained(model, folder)
 
 
