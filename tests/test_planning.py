@@ -4,12 +4,14 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY, load_recipe, small_config, small_model
-from transformers import AutoConfig, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from trl import TrlParser
 from typer.testing import CliRunner
 
 from cm3leon_hf import planning
 from cm3leon_hf.cli import app
+from cm3leon_hf.training.adapters import TARGETS
 from cm3leon_hf.training.throughput import ThroughputTrainer
 
 RECIPES = REPOSITORY / "recipes" / "pretrain"
@@ -55,7 +57,7 @@ def test_the_recipes_are_read_by_their_script(name, monkeypatch):
     flags = ["--config", str(RECIPES / name / "train.yaml"), "--use_cpu", "true"]
     args, objective, training = TrlParser(kinds).parse_args_and_config(flags)
     config = AutoConfig.from_pretrained(REPOSITORY / args.model_config)
-    recipe.set_accumulation(args, training, config.max_position_embeddings)
+    recipe.set_accumulation(training, args.batch_tokens, config.max_position_embeddings)
     assert objective.max_spans <= config.num_masks and args.packing == (name != "emoji")
     if args.packing:
         once = training.per_device_train_batch_size * config.max_position_embeddings
@@ -101,6 +103,29 @@ def test_flops_are_those_that_training_counts(tmp_path, monkeypatch):
     assert planning.flops_per_token(model.config) == counted
 
 
+def test_adapters_are_counted_as_peft_makes_them(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS))
+    trained, _ = adapted.get_nb_trainable_parameters()
+    assert planning.Adapters(4).parameters(model.config) == trained
+
+
+def test_seven_billion_weights_of_four_bits_fit_24_gb():
+    config, gpu = AutoConfig.from_pretrained(RECIPES / "7b"), planning.GPUS["l4"]
+    adapters = planning.Adapters(64, four_bit=True)
+    plan = planning.plan(config, 1, gpu, 1e8, 2**16, adapters=adapters)
+    assert plan.layout == planning.Layout(False, True, 1) and gpu.memory == 24
+    layers, rest = 32 * 12 * 4096**2, 68608 * 4096
+    weights = layers * 4.5 / 8 + 2 * rest + 2 * 4 * 4096**2 + 6 * plan.trained  # one matrix is in bfloat16 at a time
+    assert plan.memory["weights"] * 2**30 == pytest.approx(weights) and plan.trained == 32 * 64 * 18 * 4096
+    assert sum(plan.memory.values()) < 0.9 * 24
+    whole = planning.Adapters(64)
+    assert planning.memory(config, plan.layout, 1, whole)["weights"] > 12.5  # 2 bytes for each
+    assert planning.flops_per_token(config, whole) < 0.75 * planning.flops_per_token(config)
+    with pytest.raises(ValueError, match="use more GPUs, or larger ones"):
+        planning.plan(config, 1, gpu, 1e8, 2**16)
+
+
 def test_layouts_that_save_memory_come_last():
     config, gpu = AutoConfig.from_pretrained(RECIPES / "350m"), planning.GPUS["a100"]
     assert not planning.fitting_layout(config, 8, gpu, 2**23).sharded
@@ -115,6 +140,9 @@ def test_the_command_prints_a_plan():
     result = CliRunner().invoke(app, flags)
     assert result.exit_code == 0, result.output
     assert "372,244,480" in result.output and "256 a100" in result.output and "of 80 GiB" in result.output
+    flags = ["plan", "--config", str(RECIPES / "7b"), "--gpus", "1", "--gpu", "l4", "--batch-tokens", "65536"]
+    result = CliRunner().invoke(app, [*flags, "--lora-rank", "64", "--four-bit"])
+    assert "6,723,469,312 frozen, 150,994,944 of adapters" in result.output and "of 24 GiB" in result.output
 
 
 @pytest.mark.parametrize(
@@ -125,6 +153,8 @@ def test_the_command_prints_a_plan():
         (["--gpus", "8", "--gpu", "abacus"], "expected a GPU among a100"),
         (["--gpus", "8", "--utilization", "2"], "utilization in (0, 1], got 2"),
         (["--gpus", "8", "--tokens", "5"], "at least one batch"),
+        (["--gpus", "8", "--four-bit"], "expected --lora-rank with --four-bit"),
+        (["--gpus", "8", "--lora-rank", "0"], "a rank of at least 1 for adapters, got 0"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(flags, message):

@@ -227,10 +227,10 @@ def test_perplexity_of_each_modality(vocabulary):
 
 def test_accumulation_makes_batches_of_as_many_tokens(inputs):
     settings = training("out")
-    RECIPE.set_accumulation(arguments(inputs, batch_tokens=96 * 2 * 5), settings, 96)
+    RECIPE.set_accumulation(settings, 96 * 2 * 5, 96)
     assert settings.gradient_accumulation_steps == 5
     with pytest.raises(ValueError, match="a multiple of the 192 tokens that 1 processes read at once, got 200"):
-        RECIPE.set_accumulation(arguments(inputs, batch_tokens=200), settings, 96)
+        RECIPE.set_accumulation(settings, 200, 96)
 
 
 @pytest.mark.parametrize(

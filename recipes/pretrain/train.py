@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
-    GenerationConfig,
     TrainingArguments,
 )
 from trl import TrlParser
@@ -26,9 +25,11 @@ from cm3leon_hf.data.pretraining import CausalCollator, CM3Rows, balanced_rows
 from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
+from cm3leon_hf.training.batches import set_accumulation
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.optimizers import muon
 from cm3leon_hf.training.pretraining import PretrainingTrainer
+from cm3leon_hf.training.saving import save_model
 
 
 @dataclass
@@ -123,35 +124,6 @@ def held_out(args: PretrainArguments, transform: CM3Transform) -> CM3Rows | None
     return CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
 
 
-def set_accumulation(args: PretrainArguments, training: TrainingArguments, length: int) -> None:
-    """As many batches a step as `batch_tokens` asks for, on however many processes."""
-    if not args.batch_tokens:
-        return
-    once = length * training.per_device_train_batch_size * training.world_size
-    if args.batch_tokens % once:
-        raise ValueError(
-            f"expected batch_tokens to be a multiple of the {once} tokens that {training.world_size} processes read at "
-            f"once, got {args.batch_tokens}; change per_device_train_batch_size"
-        )
-    training.gradient_accumulation_steps = args.batch_tokens // once
-
-
-def save(trainer: PretrainingTrainer, args: PretrainArguments, config, processor: CM3LeonProcessor) -> None:
-    """The whole model in bfloat16, however many processes share it."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if trainer.is_world_process_zero():
-        config.use_cache = True
-        with torch.device("meta"):
-            model = CM3LeonForCausalLM(config)
-        model.load_state_dict({name: weight.to(torch.bfloat16) for name, weight in weights.items()}, assign=True)
-        model.tie_weights()
-        model.generation_config = GenerationConfig.from_model_config(config)
-        model.generation_config.update(**args.generation)
-        model.save_pretrained(trainer.args.output_dir, max_shard_size=args.max_shard_size)
-        processor.save_pretrained(trainer.args.output_dir)
-    trainer.accelerator.wait_for_everyone()
-
-
 def main(args: PretrainArguments, objective: ObjectiveArguments, training: TrainingArguments) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one core; the others train
     torch.manual_seed(training.seed)
@@ -159,7 +131,7 @@ def main(args: PretrainArguments, objective: ObjectiveArguments, training: Train
     processor = build_processor(args, config)
     length = config.max_position_embeddings
     transform = CM3Transform(processor.tokenizer, config.vocabulary, length, **asdict(objective))
-    set_accumulation(args, training, length)
+    set_accumulation(training, args.batch_tokens, length)
     model = build_model(args, config)
     trainer = PretrainingTrainer(
         model=model,
@@ -176,7 +148,7 @@ def main(args: PretrainArguments, objective: ObjectiveArguments, training: Train
         return
     if trainer.eval_dataset is not None:
         print(f"held out: {trainer.evaluate()}")
-    save(trainer, args, config, processor)
+    save_model(trainer, processor, args.generation, args.max_shard_size)
 
 
 if __name__ == "__main__":

@@ -179,15 +179,21 @@ def plan(
     tokens: Annotated[float, typer.Option(help="Tokens to train on.")] = 1.4e12,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one step.")] = 2**23,
     utilization: Annotated[float, typer.Option(help="Share of the GPUs' rate that training reaches.")] = 0.4,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Train adapters of this rank in place of all weights.", show_default=False)
+    ] = None,
+    four_bit: Annotated[bool, typer.Option("--four-bit", help="QLoRA: over weights of 4 bits.")] = False,
 ):
     """
-    Say what a pretraining run needs before it is paid for.
+    Say what a training run needs before it is paid for.
 
     Prints parameters, FLOPs, a layout that fits with the memory it takes on each GPU, steps, days and GPU-hours.
 
     **Example**
 
     `cm3leon plan --config recipes/pretrain/7b --gpus 512 --gpu a100 --tokens 2.4e12`
+
+    `cm3leon plan --config recipes/pretrain/7b --gpus 1 --gpu l4 --batch-tokens 65536 --lora-rank 64 --four-bit`
     """
     with errors_in_one_line():
         from transformers import AutoConfig
@@ -196,8 +202,11 @@ def plan(
 
         if gpu not in planning.GPUS:
             raise ValueError(f"expected a GPU among {', '.join(planning.GPUS)}, got {gpu!r}")
+        if four_bit and lora_rank is None:
+            raise ValueError("expected --lora-rank with --four-bit, which freezes the weights, got none; set it")
+        adapters = None if lora_rank is None else planning.Adapters(lora_rank, four_bit)
         made = planning.plan(
-            AutoConfig.from_pretrained(config), gpus, planning.GPUS[gpu], tokens, batch_tokens, utilization
+            AutoConfig.from_pretrained(config), gpus, planning.GPUS[gpu], tokens, batch_tokens, utilization, adapters
         )
         print(planning.describe(made, tokens, gpus, gpu))
 
@@ -238,9 +247,20 @@ def load(path: str | None, seed: int | None):
         set_seed(seed)
     path = path or default_model()
     processor = AutoProcessor.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path)
+    model = (
+        load_merged(path) if Path(path, "adapter_config.json").is_file() else AutoModelForCausalLM.from_pretrained(path)
+    )
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return model.to(accelerator) if accelerator else optimize_for_cpu(model), processor
+
+
+def load_merged(folder: str):
+    """The base of these adapters with the adapters in its weights."""
+    try:
+        from .training.adapters import load_adapters
+    except ImportError as error:
+        raise ValueError(f"expected what adapters need, got {error}; pip install 'cm3leon_hf[train]'") from error
+    return load_adapters(folder).merge_and_unload()
 
 
 def save(images: dict, folder: Path) -> None:

@@ -1,15 +1,19 @@
 """Training documents one by one: the data set and the collator of small corpora."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from .rows import COLUMNS
+from .rows import COLUMNS, usable
 from .transform import CM3Transform
+
+logger = logging.getLogger(__name__)
 
 
 class CM3Rows(torch.utils.data.Dataset):
@@ -41,6 +45,41 @@ class CM3Rows(torch.utils.data.Dataset):
         """`input_ids` and `labels` of shape `(length,)`."""
         read, documents = self.transform(self.rows[index], np.random.default_rng((self.seed, self.epoch, index)))
         return {"input_ids": read, "labels": documents.ids}
+
+
+def fitting_rows(rows: datasets.Dataset, transform: CM3Transform) -> datasets.Dataset:
+    """
+    The rows whose documents are whole; the number of others is logged.
+
+    Args:
+        rows (`datasets.Dataset`): See [`~cm3leon_hf.data.rows.read_rows`].
+        transform ([`CM3Transform`]): Says how long a document may be.
+
+    Raises:
+        ValueError: if no column is known, or no row is left.
+    """
+    if not set(rows.column_names) & {"texts", "captions", "codes"}:
+        raise ValueError(f"expected columns among {COLUMNS}, got {rows.column_names}; rename them")
+    kept = [np.zeros(0, bool)]
+    for table in rows.with_format("arrow").iter(1000):
+        fits = usable(table, transform.vocabulary)
+        documents, _ = transform.documents(table.filter(pa.array(fits)), np.random.default_rng(0))
+        fits[fits] = documents.lengths <= transform.max_length
+        kept.append(fits)
+    kept = np.concatenate(kept)
+    if not kept.any():
+        raise ValueError(
+            f"expected rows to train on, got {len(rows)}, none of them with whole codes, an answer, and at most "
+            f"{transform.max_length} tokens; look at how they were built"
+        )
+    if not kept.all():
+        logger.warning(
+            "skipped %d of %d rows: broken codes, an empty answer, or more than %d tokens",
+            (~kept).sum(),
+            len(kept),
+            transform.max_length,
+        )
+    return rows.select(np.flatnonzero(kept))
 
 
 def balanced_rows(groups: Iterable[Hashable], passes: int) -> list[int]:
