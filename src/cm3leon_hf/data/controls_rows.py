@@ -1,0 +1,103 @@
+"""From rows with pictures to the same rows with what was seen in them; broken pictures are skipped and counted."""
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from PIL import Image, ImageOps
+
+from ..images import read_image
+from . import controls_extra as extra
+
+
+@dataclass(eq=False)
+class Annotator:
+    """
+    Adds columns with what it sees in pictures to batches of rows, for `datasets.map(batched=True)`.
+
+    It pickles as its arguments, so that `datasets` knows by them whether it has done a map before, and a process that
+    unpickles it loads its own model.
+
+    Args:
+        image_column (`str`): Column that holds the pictures, decoded or not.
+        size (`int`, *optional*): Length to which a picture's shorter side is scaled first. Lines one pixel wide survive
+            an image tokenizer only when they are drawn at its own resolution.
+
+    Attributes:
+        skipped (`int`): Broken pictures so far, whose rows were left out.
+    """
+
+    image_column: str = "image"
+    size: int | None = None
+    skipped: int = field(default=0, init=False)
+
+    @property
+    def features(self) -> dict:
+        """The columns that are added, and their types."""
+        raise NotImplementedError
+
+    def annotate(self, pictures: list[Image.Image]) -> dict[str, list]:
+        """The added columns for pictures in RGB."""
+        raise NotImplementedError
+
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, argument.name) for argument in fields(self) if argument.init)
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        """Rows with the added columns; those with broken pictures are left out."""
+        pictures = [self._read(stored) for stored in rows[self.image_column]]
+        whole = [index for index, picture in enumerate(pictures) if picture is not None]
+        kept = {name: [values[index] for index in whole] for name, values in rows.items()}
+        return kept | (
+            self.annotate([pictures[index] for index in whole]) if whole else dict.fromkeys(self.features, [])
+        )
+
+    def _read(self, stored) -> Image.Image | None:
+        try:
+            picture = read_image((stored["bytes"] or stored["path"]) if isinstance(stored, dict) else stored)
+        except ValueError as error:
+            print(f"skipped: {error}")
+            self.skipped += 1
+            return None
+        scale = self.size / min(picture.size) if self.size else 1
+        return picture if scale == 1 else ImageOps.scale(picture, scale, Image.Resampling.BICUBIC)
+
+
+@dataclass(eq=False)
+class Control(Annotator):
+    """A picture's control signal, in a column of its name: a picture of the same size, in mode L or RGB."""
+
+    name: ClassVar[str]
+
+    @property
+    def features(self) -> dict:
+        return {self.name: extra.Image()}
+
+    def annotate(self, pictures: list[Image.Image]) -> dict[str, list]:
+        return {self.name: self.draw(pictures)}
+
+    def draw(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        """Control pictures of pictures in RGB."""
+        raise NotImplementedError
+
+
+def annotated(rows, annotator: Annotator, batch_size: int = 16):
+    """
+    A data set, or a stream, with the columns of an annotator.
+
+    Args:
+        rows (`datasets.Dataset` or `datasets.IterableDataset`): Rows with pictures.
+        annotator ([`Annotator`]): What adds the columns.
+        batch_size (`int`): Rows at a time, and pictures in one forward pass.
+
+    Raises:
+        ValueError: if the pictures' column is not there, or one of the added columns already is.
+    """
+    column, names = annotator.image_column, rows.column_names
+    if column not in names:
+        raise ValueError(f"expected the column {column!r} with pictures, got {names}; name it with image_column")
+    if taken := sorted(annotator.features.keys() & names):
+        raise ValueError(f"expected no column {taken[0]!r} yet, got {names}; remove or rename it first")
+    undecoded = rows.cast_column(column, extra.Image(decode=False))
+    features = extra.Features(undecoded.features | annotator.features)
+    done = undecoded.map(annotator, batched=True, batch_size=batch_size, features=features)
+    return done.cast_column(column, extra.Image())
