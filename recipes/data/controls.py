@@ -5,15 +5,14 @@
     python recipes/data/controls.py --dataset data/emoji --show controls.png --controls canny scribble   # looks first
     torchrun --nproc-per-node 8 recipes/data/controls.py --config YAML           # or: srun, one process a GPU
 
-Every split becomes `num_shards` Parquet files with a column for each control, named after it (`ocr` adds `ocr_texts` and
-`ocr_boxes`). Rows with broken pictures are left out and counted. Processes share the files, and a stopped run goes on
-with the first file that is not there yet. `--show` draws the first pictures beside their controls, which tells whether
-thresholds and sizes suit before hours are spent. Canny, scribble with `--edges canny` and OCR need no checkpoint; the
-others fetch theirs from the hub once.
+Every split becomes `num_shards` Parquet files with a column for each control, named after it (`ocr` adds `ocr_texts`
+and `ocr_boxes`). Rows with broken pictures are left out and counted. Processes share the files, and a stopped run goes
+on with the first file that is not there yet. `--show` draws the first pictures beside their controls, which tells
+whether thresholds and sizes suit before hours are spent. Canny, scribble with `--edges canny` and OCR need no
+checkpoint; the others fetch theirs from the hub once.
 """
 
 from dataclasses import dataclass, field, fields
-from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -108,7 +107,7 @@ def contact_sheet(rows: list[dict], annotators: list[Annotator]) -> Image.Image:
     """The pictures of rows, each beside its controls; texts are shown in their boxes."""
     cells, labels = [], []
     for row in rows:
-        picture = row[annotators[0].image_column].convert("RGB")
+        picture = annotators[0].read(row[annotators[0].image_column])
         cells.append(picture)
         labels.append("picture")
         for annotator in annotators:
@@ -126,18 +125,12 @@ def boxed(picture: Image.Image, boxes: list[list[float]]) -> Image.Image:
     return picture
 
 
-def with_controls(rows, annotators: list[Annotator], batch_size: int):
-    for annotator in annotators:
-        rows = annotated(rows, annotator, batch_size)
-    return rows
-
-
 def main(args: ControlsArguments) -> None:
     annotators = build(args)
     splits = load_dataset(args.dataset, data_files=args.files, streaming=args.streaming)
     if args.show:
         first = in_shards(next(iter(splits.values())), 1)[0].take(args.show_rows)
-        contact_sheet(list(with_controls(first, annotators, args.show_rows)), annotators).save(args.show)
+        contact_sheet(list(annotated(first, annotators, args.show_rows)), annotators).save(args.show)
         print(f"{args.show}: {', '.join(args.controls)}")
     if args.output_dir is None:
         return
@@ -150,7 +143,7 @@ def main(args: ControlsArguments) -> None:
             if path.exists():
                 print(f"{name}: {path} is there; remove it to draw its controls again")
                 continue
-            with_controls(parts[index], annotators, args.batch_size).to_parquet(path.with_suffix(".part"))
+            annotated(parts[index], annotators, args.batch_size).to_parquet(path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
             skipped = sum(annotator.skipped for annotator in annotators)
             print(f"{name}: {path.name} written, {skipped} broken pictures skipped so far")

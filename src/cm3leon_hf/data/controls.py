@@ -1,8 +1,8 @@
 """
 Control signals of pictures, as instruction tuning wants them (paper, Table 5): each a transform for `datasets.map`.
 
-    rows.map(Canny(), batched=True)                 # adds the column "canny"
-    annotated(rows, Depth(size=256), batch_size=32)  # the same for pictures that may be broken
+    rows.map(Canny(), batched=True)                         # adds the column "canny"
+    annotated(rows, [Canny(), Depth(size=256)], batch_size=32)  # several, of pictures that may be broken
 """
 
 from dataclasses import dataclass, field

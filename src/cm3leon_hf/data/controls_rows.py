@@ -44,14 +44,15 @@ class Annotator:
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         """Rows with the added columns; those with broken pictures are left out."""
-        pictures = [self._read(stored) for stored in rows[self.image_column]]
+        pictures = [self.read(stored) for stored in rows[self.image_column]]
         whole = [index for index, picture in enumerate(pictures) if picture is not None]
         kept = {name: [values[index] for index in whole] for name, values in rows.items()}
         return kept | (
             self.annotate([pictures[index] for index in whole]) if whole else dict.fromkeys(self.features, [])
         )
 
-    def _read(self, stored) -> Image.Image | None:
+    def read(self, stored) -> Image.Image | None:
+        """The picture of a cell, scaled to `size`; `None`, counted, if it is broken."""
         try:
             picture = read_image((stored["bytes"] or stored["path"]) if isinstance(stored, dict) else stored)
         except ValueError as error:
@@ -80,24 +81,35 @@ class Control(Annotator):
         raise NotImplementedError
 
 
-def annotated(rows, annotator: Annotator, batch_size: int = 16):
+def annotated(rows, annotators: list[Annotator], batch_size: int = 16):
     """
-    A data set, or a stream, with the columns of an annotator.
+    A data set, or a stream, with the columns of annotators; rows with broken pictures are left out.
 
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): Rows with pictures.
-        annotator ([`Annotator`]): What adds the columns.
+        annotators (`list[Annotator]`): What adds the columns, all from the same pictures.
         batch_size (`int`): Rows at a time, and pictures in one forward pass.
+
+    Returns:
+        The rows; a stream's pictures stay undecoded, since a stream hands on what its last map returned.
 
     Raises:
         ValueError: if the pictures' column is not there, or one of the added columns already is.
     """
-    column, names = annotator.image_column, rows.column_names
-    if column not in names:
-        raise ValueError(f"expected the column {column!r} with pictures, got {names}; name it with image_column")
-    if taken := sorted(annotator.features.keys() & names):
-        raise ValueError(f"expected no column {taken[0]!r} yet, got {names}; remove or rename it first")
-    undecoded = rows.cast_column(column, extra.Image(decode=False))
-    features = extra.Features(undecoded.features | annotator.features)
-    done = undecoded.map(annotator, batched=True, batch_size=batch_size, features=features)
-    return done.cast_column(column, extra.Image())
+    column, features = annotators[0].image_column, rows.features
+    if column not in features:
+        raise ValueError(f"expected the column {column!r} with pictures, got {[*features]}; name it with image_column")
+    for annotator in annotators:
+        if taken := sorted(annotator.features.keys() & features):
+            raise ValueError(f"expected no column {taken[0]!r} yet, got {[*features]}; remove or rename it first")
+        features = extra.Features(features | annotator.features)
+
+    def annotate(batch: dict[str, list]) -> dict[str, list]:
+        for annotator in annotators:
+            batch = annotator(batch)
+        return batch
+
+    undecoded = rows.cast_column(column, extra.Image(decode=False))  # broken pictures come as their bytes
+    return undecoded.map(
+        annotate, batched=True, batch_size=batch_size, features=extra.Features(features | {column: extra.Image()})
+    )
