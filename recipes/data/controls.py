@@ -49,7 +49,7 @@ class ControlsArguments:
     options: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Options of controls, such as canny.low=50 scribble.thickness=7 depth.checkpoint=FOLDER; "
+            "help": "Options of controls, such as canny.low=50 scribble.thickness=0.03 depth.checkpoint=FOLDER; "
             "their docstrings in cm3leon_hf/data/controls*.py explain them."
         },
     )

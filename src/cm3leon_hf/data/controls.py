@@ -50,19 +50,21 @@ class Scribble(Control):
     Args:
         edges ([`Control`]): What finds the edges: [`HED`], or [`Canny`], which needs no checkpoint.
         threshold (`int`): Edges brighter than this of 255 count.
-        thickness (`int`): Side in pixels of the disc that thickens edges; lines closer than it become one.
+        thickness (`float`): Width that edges are thickened to, as a part of the picture's shorter side; lines closer
+            than that become one.
     """
 
     name: ClassVar[str] = "scribble"
     edges: Control = field(default_factory=HED)
     threshold: int = 127
-    thickness: int = 5
+    thickness: float = 0.02
 
     def draw(self, pictures: list[Image.Image]) -> list[Image.Image]:
         return [Image.fromarray(self._thinned(np.asarray(edge))) for edge in self.edges.draw(pictures)]
 
     def _thinned(self, edge: np.ndarray) -> np.ndarray:
-        disc = extra.cv2.getStructuringElement(extra.cv2.MORPH_ELLIPSE, (self.thickness, self.thickness))
+        width = 2 * round(self.thickness * min(edge.shape) / 2) + 1  # odd, so that the middle stays where it is
+        disc = extra.cv2.getStructuringElement(extra.cv2.MORPH_ELLIPSE, (width, width))
         thick = extra.cv2.dilate((edge > self.threshold).astype(np.uint8), disc)
         return extra.skeletonize(thick > 0).astype(np.uint8) * 255
 

@@ -224,10 +224,9 @@ class Pose(ModelControl):
     def detection(self) -> tuple:
         processor = AutoImageProcessor.from_pretrained(self.detector)
         model = self.load(AutoModelForObjectDetection, self.detector)
-        if "person" not in model.config.label2id:
-            raise ValueError(
-                f"expected a detector with the class 'person', got {list(model.config.label2id)[:5]}; name another"
-            )
+        classes = list(model.config.id2label.values())
+        if "person" not in classes:
+            raise ValueError(f"expected a detector with the class 'person', got {classes[:5]}; name another")
         return processor, model
 
     def draw_alike(self, pictures: list[Image.Image]) -> list[Image.Image]:
@@ -245,7 +244,7 @@ class Pose(ModelControl):
         outputs = self.run(processor, model, pictures)
         sizes = [(picture.height, picture.width) for picture in pictures]
         found = processor.post_process_object_detection(outputs, threshold=self.min_score, target_sizes=sizes)
-        person = model.config.label2id["person"]
+        person = next(number for number, label in model.config.id2label.items() if label == "person")
         boxes = [result["boxes"][result["labels"] == person].float().cpu().numpy() for result in found]
         return [np.concatenate([box[:, :2], box[:, 2:] - box[:, :2]], axis=1) for box in boxes]
 
