@@ -42,9 +42,8 @@ class Vocabulary:
     @property
     def special_tokens(self) -> list[str]:
         """All special tokens in the order of their ids, which begin at 0."""
-        locations = [f"<loc_{index}>" for index in range(self.num_locations)]
         further = range(1, self.num_masks)
-        return [*CONTROL_TOKENS, *locations, *(f"{mark[:-1]}:{i}>" for mark in (MASK, INFILL) for i in further)]
+        return [*CONTROL_TOKENS, *self.location_ids, *(f"{mark[:-1]}:{i}>" for mark in (MASK, INFILL) for i in further)]
 
     @property
     def size(self) -> int:
@@ -91,6 +90,11 @@ class Vocabulary:
         """What announces the content of a document's first, second, … span."""
         further = len(CONTROL_TOKENS) + self.num_locations + self.num_masks - 1
         return [self.infill_id, *range(further, further + self.num_masks - 1)]
+
+    @property
+    def location_ids(self) -> dict[str, int]:
+        """The tokens of box coordinates, `<loc_0>` first, and their ids."""
+        return {f"<loc_{index}>": len(CONTROL_TOKENS) + index for index in range(self.num_locations)}
 
     @property
     def image_id(self) -> int:

@@ -6,6 +6,8 @@ import numpy as np
 
 from ..vocabulary import Vocabulary
 
+IGNORED = -100  # the label of what is not to be predicted
+
 
 class Documents(NamedTuple):
     """

@@ -7,10 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from .cm3 import Spans, move_spans, moved_lengths
-from .documents import Documents
+from .documents import IGNORED, Documents
 from .transform import CM3Transform
-
-IGNORED = -100  # the label of what is not to be predicted
 
 
 class Sequences(NamedTuple):
@@ -19,7 +17,7 @@ class Sequences(NamedTuple):
 
     Args:
         input_ids (`np.ndarray`): What the model reads.
-        labels (`np.ndarray`): What it is to predict, -100 on padding.
+        labels (`np.ndarray`): What it is to predict, -100 on padding and on what is only read.
         position_ids (`np.ndarray`, *optional*): Positions that begin anew with each document, by which transformers'
             attention keeps documents apart. `None` where documents see those in front of them.
     """
@@ -121,7 +119,7 @@ def pack(transform: CM3Transform, table: pa.Table, rng: np.random.Generator, apa
     if transform.overflow == "stream":
         documents, spans = transform.documents(table, rng)
         moved = move_spans(documents, uncut(documents, spans, length), vocabulary)
-        read, documents = transform.noisy(moved, rng)
+        read, documents = transform.examples(moved, rng)
         lengths = np.full(-(-len(read) // length), length)
         lengths[-1:] -= -len(read) % length
     else:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from ..vocabulary import Vocabulary
 
-COLUMNS = ("captions", "texts", "codes", "retrieved")
+COLUMNS = ("captions", "texts", "codes", "answer", "retrieved")
 
 
 class Cells(NamedTuple):
@@ -38,10 +38,23 @@ class Cells(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a table's rows hold: strings, and codes as lists of 64 bit integers."""
+    """
+    What a table's rows hold.
+
+    Args:
+        texts, images ([`Cells`]): Strings, and codes as lists of 64 bit integers.
+        own (`int`): The section of a row itself; retrieved documents have those below.
+        answer (`np.ndarray` of shape `(rows,)`): Place of the part that is the output of a task; -1 for none.
+    """
 
     texts: Cells
     images: Cells
+    own: int
+    answer: np.ndarray
+
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which texts, and which images, are the outputs of their rows."""
+        return tuple((c.section == self.own) & (c.place == self.answer[c.row]) for c in (self.texts, self.images))
 
 
 def read_rows(table: pa.Table, rng: np.random.Generator, image_first: float = 0.0) -> Rows:
@@ -52,10 +65,14 @@ def read_rows(table: pa.Table, rng: np.random.Generator, image_first: float = 0.
         table (`pa.Table`): Either the columns `captions` (a text, or a list of wordings of which one is drawn) and
             `codes` (one image's codes), each of which may be missing or null; or, interleaved as the corpora of the
             hub have it, `texts` and `codes` as lists of the same length, with null in the one where the other has the
-            part. The column `retrieved`, a list of `{text, codes}` with the best first, puts whole documents in front,
+            part. Beside them, `answer` is the number of the part that is the output of a task; null for none. The
+            column `retrieved`, a list of `{text, codes}` with the best first, puts whole documents in front,
             the best last.
         rng (`np.random.Generator`): Source of all draws.
         image_first (`float`): Share of pairs whose image stands in front of the caption.
+
+    Raises:
+        ValueError: if `answer` holds no numbers.
     """
     rows = np.arange(len(table))
     texts, images = [], []
@@ -64,18 +81,53 @@ def read_rows(table: pa.Table, rng: np.random.Generator, image_first: float = 0.
         from_last = np.bincount(row, minlength=len(table))[row] - 1 - place
         for cells, name, order in ((texts, "text", 0), (images, "codes", 1)):
             cells.append(Cells(pc.struct_field(found, name), row, from_last, np.full(len(row), order)))
-    section = np.full(len(table), max((cells.section.max(initial=-1) for cells in texts), default=-1) + 1)
+    own = max((int(cells.section.max(initial=-1)) for cells in texts), default=-1) + 1
+    section, answer = np.full(len(table), own), np.full(len(table), -1)
     if "texts" in table.column_names:
         for cells, name in ((texts, "texts"), (images, "codes")):
             row, place, values = _flat(table[name])
             cells.append(Cells(values, row, section[row], place))
+        if "answer" in table.column_names:
+            answer = _numbers(table["answer"])
     else:
         if "captions" in table.column_names:
             texts.append(Cells(_wordings(table["captions"], rng), rows, section, np.ones_like(rows)))
         if "codes" in table.column_names:
             first = rng.random(len(rows)) < image_first
             images.append(Cells(table["codes"].combine_chunks(), rows, section, np.where(first, 0, 2)))
-    return Rows(Cells.joined(texts, pa.string()), Cells.joined(images, pa.list_(pa.int64())))
+    return Rows(Cells.joined(texts, pa.string()), Cells.joined(images, pa.list_(pa.int64())), own, answer)
+
+
+def instructed(rows: Rows, wanted: np.ndarray, instruction: str) -> Rows:
+    """
+    Makes captioning examples of pairs: the instruction, the caption, which is the output, and the picture.
+
+    Args:
+        rows ([`Rows`]): Pairs, single texts and images, which stay as they are.
+        wanted (`np.ndarray` of shape `(rows,)`): Which pairs.
+        instruction (`str`): Such as "Describe the given picture."
+    """
+    texts, images, own, answer = rows
+    both = np.intersect1d(texts.row[texts.section == own], images.row[images.section == own])
+    both = both[wanted[both]]
+    caption, picture = ((cells.section == own) & np.isin(cells.row, both) for cells in (texts, images))
+    spoken = pc.binary_join_element_wise("", texts.values, " ")
+    captions = texts._replace(values=pc.if_else(pa.array(caption, pa.bool_()), spoken, texts.values))
+    first = Cells(pa.array([instruction] * len(both), pa.string()), both, np.full_like(both, own), np.zeros_like(both))
+    answer = answer.copy()
+    answer[both] = 1  # between the instruction and the picture
+    images = images._replace(place=np.where(picture, 2, images.place))
+    return Rows(Cells.joined([captions, first], pa.string()), images, own, answer)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """The numbers of a column, -1 for null."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
+        raise ValueError(
+            f"expected the column answer to hold the number of a part, got {column.type}; build such rows with "
+            "cm3leon_hf.data.instructions"
+        )
+    return pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
 
 
 def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
@@ -98,7 +150,8 @@ def usable(table: pa.Table, vocabulary: Vocabulary) -> np.ndarray:
     """
     Which rows `(rows,)` can be trained on: those with a text or an image, all of whose images are whole.
 
-    A row whose image has another number of codes than the grid, or codes outside the codebook, is broken.
+    A row whose image has another number of codes than the grid, or codes outside the codebook, is broken; so is one
+    whose `answer` is no part of it, or an empty one.
     """
     rows = read_rows(table, np.random.default_rng(0))
     lengths = pc.list_value_length(rows.images.values).to_numpy().astype(np.int64)
@@ -107,5 +160,13 @@ def usable(table: pa.Table, vocabulary: Vocabulary) -> np.ndarray:
     broken = lengths != vocabulary.image_length
     broken[np.searchsorted(np.cumsum(lengths), wrong, side="right")] = True
     filled = pc.greater(pc.utf8_length(rows.texts.values), 0).to_numpy(zero_copy_only=False)
-    holds = np.bincount(np.concatenate([rows.texts.row[filled], rows.images.row]), minlength=len(table)) > 0
-    return holds & ~(np.bincount(rows.images.row[broken], minlength=len(table)) > 0)
+    texts, images = rows.answers()
+    held, answered, spoilt = (
+        np.bincount(np.concatenate(found), minlength=len(table)) > 0
+        for found in (
+            (rows.texts.row[filled], rows.images.row),
+            (rows.texts.row[filled & texts], rows.images.row[images]),
+            (rows.images.row[broken],),
+        )
+    )
+    return held & (answered | (rows.answer < 0)) & ~spoilt

@@ -1,8 +1,8 @@
 """The CM3 transform: rows of a table to training documents."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,16 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..vocabulary import Vocabulary
 from .cm3 import Spans, draw_spans, move_spans, moved_lengths
-from .documents import Documents, Parts, drop_sections, join_parts
-from .rows import Rows, read_rows
-
-
-class Asked(NamedTuple):
-    """Rows that are captioning examples with an instruction, and the lengths of answer and image, in tokens."""
-
-    row: np.ndarray
-    answer: np.ndarray
-    image: np.ndarray
+from .documents import IGNORED, Documents, Parts, drop_sections, ends_to_offsets, join_parts
+from .rows import Rows, instructed, read_rows
 
 
 @dataclass(frozen=True)
@@ -38,6 +30,12 @@ class CM3Transform:
         image_first (`float`): Share of pairs whose image stands in front of the caption.
         instruction (`str`): Stands in front of a caption that is masked whole, as a captioning prompt has it.
         instruction_share (`float`): Share of pairs with the instruction.
+        answer_share (`float`): Share of the rows of tasks whose output stands at the end, as prompts have it: a text
+            in front of its image is moved there, and what stands there already is all that is left to say. The others
+            have random spans, of which those that hide an instruction train guidance. Ours; the paper says only
+            that the objective is the same over instruction and output.
+        completion_only_loss (`bool`): Whether of the rows of tasks only the output and the `<eos>` that closes it are
+            predicted. Best with `answer_share=1.0`: where it is lower, text is predicted without its image too.
         image_noise (`float`): Replaces image tokens that the model reads, not those that it predicts, by random ones:
             of each document a share drawn from [0, `image_noise`]. Ours, for small corpora: exact image tokens name
             the training picture that they come from, so without noise a model learns pictures by heart from their own
@@ -57,6 +55,8 @@ class CM3Transform:
     image_first: float = 0.0
     instruction: str = "Describe the given picture."
     instruction_share: float = 0.0
+    answer_share: float = 0.0
+    completion_only_loss: bool = False
     image_noise: float = 0.0
 
     def __post_init__(self):
@@ -73,55 +73,63 @@ class CM3Transform:
 
         Returns:
             The ids that the model reads, and the [`Documents`] that it predicts, of the same lengths; a document for
-            each row.
+            each row. -100 stands for what is not to be predicted.
         """
         documents, spans = self.documents(table, rng)
         spans = spans.of(moved_lengths(documents, spans) <= self.max_length)
-        return self.noisy(move_spans(documents, spans, self.vocabulary).cut(self.max_length), rng)
+        return self.examples(move_spans(documents, spans, self.vocabulary).cut(self.max_length), rng)
 
     def documents(self, table: pa.Table, rng: np.random.Generator) -> tuple[Documents, Spans]:
-        """Rows to whole documents, one for each, however long, and the spans that were drawn to be moved."""
+        """
+        Rows to whole documents, one for each, however long, and the spans that were drawn to be moved.
+
+        The ids of outputs are inverted (`~id`, which is negative), so that [`~CM3Transform.examples`] finds them.
+        """
         rows = read_rows(table, rng, self.image_first)
-        asked = rng.random(len(table)) < self.instruction_share
-        source, parts, asked = self._parts(rows, asked & ("texts" not in table.column_names))
+        asked = rng.random(len(table)) < np.where(rows.answer < 0, self.instruction_share, self.answer_share)
+        of_tasks = "texts" in table.column_names
+        source, parts = self._parts(rows if of_tasks else instructed(rows, asked, self.instruction), of_tasks)
         if self.overflow == "drop":
             parts = drop_sections(parts, self.max_length)
         documents = join_parts(source, parts, len(table), self.vocabulary)
         spans = draw_spans(documents, self.vocabulary, rng, self.span_rate, self.max_spans, self.whole_segment)
-        stop = documents.offsets[1:][asked.row] - asked.image - 2  # `<break>` and `<eos>`
-        answers = Spans(asked.row, stop - asked.answer, stop)
-        free = ~np.isin(np.arange(len(table)), asked.row)
-        return documents, Spans(*map(np.concatenate, zip(spans.of(free), answers))).ordered()
+        answers = outputs(documents).of(asked)
+        free = ~np.isin(np.arange(len(table)), answers.document)
+        inner = answers.stop < documents.offsets[1:][answers.document] - 1  # in front of `<eos>` nothing is to move
+        return documents, Spans(*(np.concatenate([a, b[inner]]) for a, b in zip(spans.of(free), answers))).ordered()
 
-    def _parts(self, rows: Rows, asked: np.ndarray) -> tuple[np.ndarray, Parts, Asked]:
-        """All ids, what documents are made of, and which of the rows `asked` for are captioning examples."""
-        texts, images = rows
-        captions, pictures = pairs(rows, asked)
-        strings = texts.values.to_pylist()
-        for index in captions:
-            strings[index] = f" {strings[index]}"
-        words = self._ids(strings)
-        answers = np.array([len(words[index]) for index in captions], np.int64)
-        for index in captions:
-            words[index] = self._instruction_ids + words[index]
-        words = Documents.from_lists(words)
-        place = images.place.copy()
-        place[pictures] = texts.place.max(initial=0) + 1  # behind the caption, as in the prompt
-        sizes = pc.list_value_length(images.values).to_numpy().astype(np.int64)
-        parts = Parts(
-            np.concatenate([texts.row, images.row]),
-            np.concatenate([texts.section, images.section]),
-            np.repeat([False, True], [len(texts.row), len(images.row)]),
-            np.concatenate([words.offsets[:-1], len(words.ids) + np.cumsum(sizes) - sizes]),
-            np.concatenate([words.lengths, sizes]),
-        )
-        order = np.lexsort((np.concatenate([texts.place, place]), parts.section, parts.document))
+    def examples(self, documents: Documents, rng: np.random.Generator) -> tuple[np.ndarray, Documents]:
+        """
+        The ids that the model reads, some image tokens of them noise, and the documents that it predicts.
+
+        Args:
+            documents ([`Documents`]): As [`~CM3Transform.documents`] gives them, their spans moved.
+            rng (`np.random.Generator`): Source of all draws.
+        """
+        output = documents.ids < 0
+        documents = documents._replace(ids=np.where(output, ~documents.ids, documents.ids))
+        read = self._noisy(documents, rng)
+        if self.completion_only_loss and output.any():
+            documents = documents._replace(ids=np.where(self._counted(documents, output), documents.ids, IGNORED))
+        return read, documents
+
+    def _parts(self, rows: Rows, of_tasks: bool) -> tuple[np.ndarray, Parts]:
+        """All ids, those of outputs inverted, and what documents are made of."""
+        texts, images, own, answer = rows
+        located = of_tasks & (answer[texts.row] >= 0) & (texts.section == own)
+        words = self._ids(texts.values.to_pylist(), located.tolist())
         codes = pc.list_flatten(images.values).to_numpy()
+        sizes = pc.list_value_length(images.values).to_numpy().astype(np.int64)
+        lengths = np.concatenate([words.lengths, sizes])
         source = np.concatenate([words.ids, codes + self.vocabulary.text_size])
-        return source, parts.where(order), Asked(texts.row[captions], answers, sizes[pictures])
+        source = np.where(np.repeat(np.concatenate(rows.answers()), lengths), ~source, source)
+        row, section, place = (np.concatenate(columns) for columns in zip(texts[1:], images[1:]))
+        is_image = np.repeat([False, True], [len(texts.row), len(images.row)])
+        order = np.lexsort((place, section, row))
+        return source, Parts(row, section, is_image, np.cumsum(lengths) - lengths, lengths).where(order)
 
-    def noisy(self, documents: Documents, rng: np.random.Generator) -> tuple[np.ndarray, Documents]:
-        """The ids that the model reads in place of these documents', and the documents."""
+    def _noisy(self, documents: Documents, rng: np.random.Generator) -> np.ndarray:
+        """The documents' ids with `image_noise`."""
         ids = documents.ids
         if self.image_noise:
             share = rng.uniform(0, self.image_noise, len(documents.lengths))
@@ -129,25 +137,32 @@ class CM3Transform:
             hit &= ids >= self.vocabulary.text_size
             ids = ids.copy()
             ids[hit] = rng.integers(self.vocabulary.text_size, self.vocabulary.size, hit.sum())
-        return ids, documents
+        return ids
+
+    def _counted(self, documents: Documents, output: np.ndarray) -> np.ndarray:
+        """Which ids `completion_only_loss` counts: outputs with the `<eos>` behind them, and documents without one."""
+        document = np.repeat(np.arange(len(documents.lengths)), documents.lengths)
+        plain = np.bincount(document[output], minlength=len(documents.lengths)) == 0
+        behind = np.append(False, output[:-1] & (document[1:] == document[:-1]))
+        return output | (behind & (documents.ids == self.vocabulary.eos_id)) | plain[document]
 
     @cached_property
-    def _instruction_ids(self) -> list[int]:
-        return self._ids([self.instruction])[0]
+    def _location(self) -> re.Pattern:
+        return re.compile(f"({'|'.join(self.vocabulary.location_ids)})")
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts; what only looks like a special token is text."""
-        if not texts:
-            return []
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _ids(self, texts: list[str], located: list[bool]) -> Documents:
+        """Ids of texts; what looks like a special token is text, but for box coordinates in the `located` ones."""
+        pieces = [self._location.split(text) if boxes else [text] for text, boxes in zip(texts, located)]
+        words = [word for row in pieces for word in row[::2]]
+        words = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"] if words else []
+        words, locations = iter(words), self.vocabulary.location_ids
+        lists = [[locations[one]] if index % 2 else next(words) for row in pieces for index, one in enumerate(row)]
+        laid = Documents.from_lists(lists)
+        return laid._replace(offsets=laid.offsets[ends_to_offsets([len(row) for row in pieces])])
 
 
-def pairs(rows: Rows, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the `wanted` rows that have both, which texts are their captions and which images their pictures."""
-    texts, images = rows
-    own = max(
-        texts.section.max(initial=0), images.section.max(initial=0)
-    )  # retrieved documents have the sections below
-    both = np.intersect1d(texts.row[texts.section == own], images.row[images.section == own])
-    both = both[wanted[both]]
-    return tuple(np.flatnonzero((cells.section == own) & np.isin(cells.row, both)) for cells in rows)
+def outputs(documents: Documents) -> Spans:
+    """The outputs of documents, which have inverted ids."""
+    edges = np.diff(documents.ids < 0, prepend=False, append=False)
+    start, stop = np.flatnonzero(edges).reshape(-1, 2).T
+    return Spans(np.searchsorted(documents.offsets, start, side="right") - 1, start, stop)

@@ -1,0 +1,390 @@
+"""Tasks: every template as Table 5 has it, rows that cannot be used, documents that are the prompts of generation."""
+
+import io
+import itertools
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import REPOSITORY, TEXT_SIZE, draw
+from PIL import Image
+
+from cm3leon_hf.data.boxes import location_tokens, square_box
+from cm3leon_hf.data.cm3 import restore
+from cm3leon_hf.data.instructions import FEATURES, InstructionBuilder
+from cm3leon_hf.data.packing import pack
+from cm3leon_hf.data.pretraining import CausalCollator, CM3Rows
+from cm3leon_hf.data.rows import usable
+from cm3leon_hf.data.tasks import Task, load_tasks
+from cm3leon_hf.data.transform import CM3Transform
+
+CODES = list(range(16))
+IMAGE = [TEXT_SIZE + code for code in CODES]
+CAPTIONING = {
+    "texts": ["Describe the given picture.", " a red circle", None],
+    "codes": [None, None, CODES],
+    "answer": 1,
+}
+QUESTION = {"texts": ["Question: red? Answer:", " a", ".", None], "codes": [None] * 3 + [CODES], "answer": 1}
+EDITING = {
+    "texts": ["Edit first image following the instruction", None, "blue", None],
+    "codes": [None, CODES, None, CODES[::-1]],
+    "answer": 3,
+}
+PAIR = {"texts": ["a red circle", None], "codes": [None, CODES], "answer": None}
+
+
+@pytest.fixture
+def transform(processor, vocabulary):
+    def build(**arguments) -> CM3Transform:
+        return CM3Transform(processor.tokenizer, vocabulary, **{"max_length": 96, "answer_share": 1.0} | arguments)
+
+    return build
+
+
+def made(transform: CM3Transform, rows: list[dict], seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+    """What is read, and what is predicted, of each row."""
+    read, documents = transform(pa.Table.from_pylist(rows), np.random.default_rng(seed))
+    return documents._replace(ids=read).tolist(), documents.tolist()
+
+
+@pytest.fixture(scope="session")
+def ids_of(processor):
+    return lambda text: processor.tokenizer(text)["input_ids"]
+
+
+def test_answers_stand_behind_their_prompts(transform, processor, ids_of):
+    (captioning, question, editing), _ = made(transform(), [CAPTIONING, QUESTION, EDITING])
+    prompt = processor.for_image_to_text(image_codes=[CODES], text="Describe the given picture.")["input_ids"][0]
+    assert captioning == [*prompt.tolist(), *ids_of(" a red circle"), 1]
+    prompt = processor(text="Question: red? Answer:<mask>.<break><image><infill>", image_codes=[CODES])["input_ids"][0]
+    assert question == [*prompt.tolist(), *ids_of(" a"), 1]
+    text = "Edit first image following the instruction<break><image><break>blue<break>"
+    prompt = processor(text=text, image_codes=[CODES])["input_ids"][0]
+    assert editing == [*prompt.tolist(), *IMAGE[::-1], 1]
+
+
+def test_a_share_of_answers_is_moved_and_the_others_have_random_spans(transform, vocabulary):
+    read, _ = made(transform(answer_share=0.5, span_rate=9.0), [CAPTIONING, EDITING] * 200)
+    moved = made(transform(), [CAPTIONING, EDITING])[0]
+    plain = made(transform(answer_share=0.0, span_rate=0.0), [CAPTIONING, EDITING])[0]
+    for kind in (0, 1):
+        rows = read[kind::2]
+        assert sum(ids == moved[kind] for ids in rows) / 200 == pytest.approx(0.5, abs=0.1)
+        assert all(restore(ids, vocabulary) == plain[kind] for ids in rows) and len({*map(tuple, rows)}) > 30
+
+
+@pytest.mark.parametrize("row", [CAPTIONING, QUESTION, EDITING])
+def test_completion_only_loss_counts_the_output_and_its_end(transform, ids_of, row):
+    output = IMAGE[::-1] if row is EDITING else ids_of(row["texts"][1])
+    (read,), (labels,) = made(transform(completion_only_loss=True, image_noise=0.5), [row])
+    assert len(read) == len(labels) and labels == [-100] * (len(labels) - len(output) - 1) + [*output, 1]
+    (_,), (unmoved,) = made(transform(completion_only_loss=True, answer_share=0.0, span_rate=0.0), [row])
+    assert [id for id in unmoved if id != -100] == output + [1] * (row is EDITING)
+    for seed in range(20):  # however the output is cut into spans, all of it counts and no mark does
+        (_,), (labels,) = made(transform(completion_only_loss=True, answer_share=0.0, span_rate=9.0), [row], seed)
+        assert sorted(id for id in labels if id not in (-100, 1)) == sorted(output)
+
+
+def test_rows_without_an_answer_are_predicted_whole(transform):
+    ids, (captioning, pair) = made(transform(completion_only_loss=True, span_rate=0.0), [CAPTIONING, PAIR])
+    assert pair == ids[1] and captioning != ids[0]
+
+
+def test_instructions_and_tasks_of_captioning_are_the_same(transform):
+    asked = transform(instruction_share=1.0, completion_only_loss=True)
+    pairs = made(asked, [{"captions": "a red circle", "codes": CODES}])
+    assert pairs == made(asked, [CAPTIONING])
+
+
+def test_box_coordinates_are_single_ids_and_nothing_else_is_special(transform, processor, vocabulary):
+    text = "red at <loc_0><loc_3> <loc_255>, <loc_256> <loc_03> <mask>"
+    row = {"texts": [text, None], "codes": [None, CODES], "answer": 1}
+    (ids,) = made(transform(), [row])[0]
+    words = processor.tokenizer(text.replace("<mask>", ""))["input_ids"]
+    assert ids[1 : 1 + len(words)] == words
+    assert [id for id in ids[1:-1] if id < len(vocabulary.special_tokens)] == [6, 9, 261, vocabulary.break_id]
+    (plain,) = made(transform(span_rate=0.0), [row | {"answer": None}])[0]
+    assert min(plain[1 : plain.index(vocabulary.break_id)]) >= len(vocabulary.special_tokens)
+    found = [{"text": "<loc_3>", "codes": None}]
+    (retrieved,) = made(transform(), [row | {"retrieved": found}])[0]
+    assert sum(id == 9 for id in retrieved) == 1
+
+
+@pytest.mark.parametrize("overflow", ["drop", "stream"])
+def test_packed_labels_are_those_of_the_documents(transform, overflow):
+    table = pa.Table.from_pylist([CAPTIONING, QUESTION, EDITING] * 10)
+    build = transform(completion_only_loss=True, overflow=overflow, span_rate=0.0, max_length=300)
+    labels = pack(build, table, np.random.default_rng(0)).labels
+    _, documents = build(table, np.random.default_rng(0))
+    assert set(labels[labels < 0]) == {-100}
+    moved = labels[labels >= 0] if overflow == "drop" else labels[labels >= TEXT_SIZE]
+    expected = documents.ids[documents.ids >= (0 if overflow == "drop" else TEXT_SIZE)]
+    assert sorted(moved.tolist()) == sorted(expected.tolist())  # a cut leaves some answers where they were
+
+
+def test_batches_keep_the_labels(transform, ids_of):
+    rows = CM3Rows(datasets.Dataset.from_list([CAPTIONING, EDITING]), transform(completion_only_loss=True), seed=0)
+    labels = CausalCollator(pad_token_id=0)([rows[0], rows[1]])["labels"]
+    assert labels.ne(-100).sum(1).tolist() == [len(ids_of(" a red circle")) + 1, len(IMAGE) + 1]
+
+
+def test_rows_whose_answer_is_no_part_or_empty_are_broken(vocabulary):
+    rows = [CAPTIONING, EDITING, PAIR, CAPTIONING | {"answer": 3}, CAPTIONING | {"texts": ["a", "", None]}]
+    assert usable(pa.Table.from_pylist(rows), vocabulary).tolist() == [True, True, True, False, False]
+    with pytest.raises(ValueError, match="answer to hold the number of a part, got string"):
+        usable(pa.Table.from_pylist([CAPTIONING | {"answer": "red"}]), vocabulary)
+
+
+A, B = CODES[::-1], CODES
+TASKS = load_tasks()
+ROWS = {
+    "edit": {"original_image": A, "edit_prompt": "make it blue", "edited_image": B},
+    "write": {"ocr": ["SALE", "now"], "image": B},
+    "grounded": {
+        "caption": "a dog by a cat",
+        "noun_chunks": [[0, 5, 0, 0.5, 0.5, 1, 0.9], [9, 14, 0.25, 0, 1, 0.999, 0.8]],
+        **{"width": 100, "height": 100, "url": B},
+    },
+    "coco": {"caption": "a house", "image": B},
+    "flickr30k": {"caption": ["a house"] * 5, "image": B},
+    "image_paragraph": {"paragraph": "a house", "url": B},
+    "localized_narratives": {"texts": [{"user": "say it", "assistant": "a house", "source": "x"}], "images": [B]},
+    "scienceqa": {
+        **{"question": "what floats?", "hint": "wood is light", "choices": ["iron", "wood"], "answer": 1, "image": B},
+        "solution": "wood is light.",
+    },
+}
+ROWS |= {name: {name: A, "text": "a house", "image": B} for name in TASKS if TASKS[name].prompt == name}
+ROWS |= {name: {"question": "what is it?", "answers": ["yes"] * 10, "image": B} for name in ("vqa2", "vizwiz", "okvqa")}
+SIGNALS = {
+    "canny": "canny edge features",
+    "segmentation": "a segmentation map",
+    "hed": "hed features",
+    "pose": "openpose features",
+    "depth": "depth features",
+    "normal": "3D norm features",
+    "scribble": "children’s scribbles",
+}
+BOXES = "a dog at <loc_0><loc_128><loc_128><loc_255>, a cat at <loc_64><loc_0><loc_255><loc_255>"
+LESSON = "Question: what floats?\nContext: wood is light\nOptions: (A) iron (B) wood\nAnswer: "
+TABLE = {
+    "edit": {"Edit first image following the instruction<break>A<break>make it blue<break>B"},
+    "write": {"draw “SALE now”<break>B"},
+    "grounded": {f"Generate high quality image of a dog by a cat with segmentations {BOXES}<break>B"},
+    "image_paragraph": {
+        "Describe the given picture in very detail. a house<break>B",
+        "Describe all the objects in the given image in very detail. a house<break>B",
+        "Generate a long caption for the given image. a house<break>B",
+    },
+    "localized_narratives": {
+        "Generate a long narration of what is happening in the given image. a house<break>B",
+        "Generate a long caption for the given image. a house<break>B",
+    },
+    "scienceqa": {
+        f"{LESSON}(B) wood.<break>B",
+        f"{LESSON}Let’s think step-by-step: wood is light. So the answer is (B) wood.<break>B",
+    },
+}
+TABLE |= {
+    name: {f"Make high quality image from {signal}<break>A<break>a house<break>B"} for name, signal in SIGNALS.items()
+}
+TABLE |= {name: {"a house<break>B", "Describe the given picture. a house<break>B"} for name in ("coco", "flickr30k")}
+TABLE |= {
+    name: {
+        "Question: what is it? Answer: yes.<break>B",
+        "Question: what is it?\nyes<break>B",
+        "Question: what is it? The answer is yes.<break>B",
+    }
+    for name in ("vqa2", "vizwiz", "okvqa")
+}
+
+
+@pytest.fixture
+def builder(vocabulary):
+    def build(task: str | Task, **arguments) -> InstructionBuilder:
+        task = TASKS[task] if isinstance(task, str) else task
+        return InstructionBuilder(task, vocabulary, **{"max_length": 96} | arguments)
+
+    return build
+
+
+def phrasings(builder: InstructionBuilder) -> list[dict]:
+    """The row of a task in each of its phrasings."""
+    rows = [builder.row(ROWS[builder.task.name], number) for number in range(40)]
+    return list({str(row): row for row in rows}.values())
+
+
+def written(ids: list[int], tokenizer) -> str:
+    """A document as text, with a letter for each image."""
+    assert ids[0] == ids[-1] == 1
+    letters = {tuple(TEXT_SIZE + code for code in codes): letter for codes, letter in ((A, "A"), (B, "B"))}
+    runs = [(is_image, tuple(run)) for is_image, run in itertools.groupby(ids[1:-1], lambda id: id >= TEXT_SIZE)]
+    return "".join(letters[run] if is_image else tokenizer.decode(run) for is_image, run in runs)
+
+
+def test_every_task_of_the_table_is_there():
+    assert len(TASKS) == 18 and set(TABLE) == set(TASKS) == set(ROWS)
+    assert sum(task.examples for task in TASKS.values()) == 11_406_000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_phrasing_is_that_of_the_table(name, builder, transform, processor):
+    rows = phrasings(builder(name))
+    plain, _ = made(transform(answer_share=0.0, span_rate=0.0, max_length=999), rows)
+    assert {written(ids, processor.tokenizer) for ids in plain} == TABLE[name] and len(rows) == len(TABLE[name])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_phrasing_begins_with_its_prompt(name, builder, transform, processor, vocabulary):
+    rows = phrasings(builder(name))
+    for row, ids in zip(rows, made(transform(max_length=999), rows)[0]):
+        answer, shown = row["answer"], [codes for codes in row["codes"] if codes]
+        if row["texts"][answer] is None:
+            text = "<break>".join("<image>" if text is None else text for text in row["texts"][:-1]) + "<break>"
+            assert answer == len(row["texts"]) - 1
+            output = [TEXT_SIZE + code for code in shown.pop()]
+        else:
+            texts = ["<mask>" if place == answer else text for place, text in enumerate(row["texts"][:-1])]
+            text = "".join(texts) + "<break><image><infill>"
+            output = processor.tokenizer(row["texts"][answer])["input_ids"]
+        prompt = processor(text=text, image_codes=shown or None)["input_ids"][0].tolist()
+        assert ids == [*prompt, *output, vocabulary.eos_id]
+
+
+def test_pictures_are_encoded_and_prompts_are_those_of_the_processor(builder, transform, processor):
+    picture, other = draw("red", "circle"), draw("blue", "square")
+    stored = io.BytesIO()
+    picture.save(stored, "png")
+    row = {"original_image": {"bytes": stored.getvalue(), "path": None}, "edit_prompt": "blue", "edited_image": other}
+    edit = builder("edit", encode=processor.encode_images)({name: [value] for name, value in row.items()}, [0])
+    ids = made(transform(), [{name: values[0] for name, values in edit.items()}])[0][0]
+    prompt = processor.for_editing(picture, "blue")["input_ids"][0].tolist()
+    codes = processor.encode_images(other)[0] + TEXT_SIZE
+    assert ids == [*prompt, *codes.tolist(), 1]
+    for name in SIGNALS:
+        row = {name: [picture], "text": ["blue"], "image": [other]}
+        controlled = builder(name, encode=processor.encode_images)(row, [0])
+        ids = made(transform(), [{name: values[0] for name, values in controlled.items()}])[0][0]
+        prompt = processor.for_image_to_image(picture, name, "blue")["input_ids"][0].tolist()
+        assert ids == [*prompt, *codes.tolist(), 1]
+    with pytest.raises(ValueError, match="expected codes for the task edit, got pictures; pass encode=processor"):
+        builder("edit").row({"original_image": picture, "edit_prompt": "blue", "edited_image": other}, 0)
+
+
+def test_draws_depend_on_the_seed_and_the_number_of_the_row(builder):
+    row = {"question": "what is it?", "answers": ["yes", "no", ""], "image": B}
+    build = builder("vqa2")
+    rows = [build.row(row, number) for number in range(60)]
+    assert [build.row(row, number) for number in reversed(range(60))] == rows[::-1]
+    assert [builder("vqa2", seed=1).row(row, number) for number in range(60)] != rows
+    assert {each["texts"][each["answer"]] for each in rows} == {" yes", " no", "yes", "no"}
+
+
+def test_a_data_set_becomes_rows_of_the_task(builder, vocabulary):
+    rows = datasets.Dataset.from_list([ROWS["edit"] | {"other": index} for index in range(5)])
+    built = builder("edit").build(rows, batch_size=2)
+    assert built.features == FEATURES and len(built) == 5 and usable(built.data.table, vocabulary).all()
+    streamed = list(builder("edit").build(rows.to_iterable_dataset(), batch_size=2))
+    assert streamed == built.to_list()
+
+
+def test_columns_can_have_other_names(builder):
+    mine = replace(TASKS["edit"], columns={"input": "before", "text": "how", "image": "after"})
+    rows = datasets.Dataset.from_list([{"before": A, "how": "blue", "after": B}])
+    assert builder(mine).build(rows)[0]["texts"] == ["Edit first image following the instruction", None, "blue", None]
+
+
+def picture_bytes() -> bytes:
+    stored = io.BytesIO()
+    draw("red", "circle").save(stored, "png")
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("coco", {"caption": " "}, "empty answer"),
+        ("vqa2", {"answers": []}, "empty answer"),
+        ("edit", {"edit_prompt": None}, "empty text"),
+        ("edit", {"edited_image": None}, "no picture"),
+        ("edit", {"edited_image": B[1:]}, "codes of another grid"),
+        ("coco", {"image": {"bytes": picture_bytes()[:60], "path": None}}, "broken picture"),
+        ("coco", {"image": [B] * 6}, "more images than fit"),
+        ("grounded", {"noun_chunks": [[0, 5, 0, 0, 1.2, 1, 0.9]]}, "box outside of its picture"),
+        ("grounded", {"noun_chunks": [[0, 5, 0.5, 0, 0.2, 1, 0.9]]}, "box outside of its picture"),
+        ("grounded", {"noun_chunks": [[0, 5, 0, 0, 0.1, 1, 0.9]], "width": 300}, "no object in the picture"),
+        ("scienceqa", {"answer": 2}, "answer outside of the choices"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_left_out_and_counted(name, changes, reason, builder, processor):
+    build = builder(name, encode=processor.encode_images)
+    rows = [ROWS[name], ROWS[name] | changes, ROWS[name]]
+    made = build({column: [row[column] for row in rows] for column in ROWS[name]}, [0, 1, 2])
+    assert len(made["texts"]) == 2 and build.skipped == {reason: 1}
+    if name == "coco" and "caption" in changes:
+        with pytest.raises(
+            ValueError, match="expected usable rows for the task coco, got none of 1: {'empty answer': 1}"
+        ):
+            builder(name).build(datasets.Dataset.from_list([ROWS[name] | changes]))
+
+
+def test_an_empty_explanation_leaves_the_direct_phrasing(builder):
+    rows = [builder("scienceqa").row(ROWS["scienceqa"] | {"solution": "", "hint": ""}, number) for number in range(20)]
+    assert {row["texts"][1] for row in rows} == {" (B) wood"}
+    assert {row["texts"][0] for row in rows} == {LESSON.replace("wood is light", "")[:-1]}
+
+
+def test_tasks_without_rows_or_columns_are_refused(builder):
+    with pytest.raises(ValueError, match="expected rows for the task coco, got none; check the data set"):
+        builder("coco").build(datasets.Dataset.from_dict({"caption": [], "image": []}))
+    message = (
+        r"expected the columns \['caption', 'image'\] for the task coco, got \['image', 'text'\], without \['caption'\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        builder("coco").build(datasets.Dataset.from_dict({"text": ["a"], "image": [B]}))
+    with pytest.raises(
+        ValueError, match=r"expected fields among .* in the templates of x, .*name the columns of \['b'\]"
+    ):
+        Task("x", {"a": "a"}, [], ["a"], templates=["{a} {b}"])
+    with pytest.raises(ValueError, match="expected a prompt among .*'canny'.* got 'edges'"):
+        Task("x", {"a": "a"}, [], ["a"], prompt="edges")
+    with pytest.raises(ValueError, match="expected the columns `width` and `height` for the boxes of x"):
+        Task("x", {"a": "a"}, [], ["a"], templates=["{a}"], boxes={"fields": ["x0", "y0", "w", "h"]})
+
+
+def test_boxes_are_those_of_the_square_that_the_image_processor_cuts_out(processor):
+    for size in ((40, 24), (24, 40), (32, 32)):
+        for box in ((4, 2, 20, 22), (0, 0, *size), (size[0] - 14, size[1] - 14, *size)):
+            drawn = np.zeros((size[1], size[0], 3), np.uint8)
+            drawn[box[1] : box[3], box[0] : box[2]] = 255
+            pixels = processor.image_processor(Image.fromarray(drawn), return_tensors="np")["pixel_values"][0]
+            place = np.argwhere(pixels.mean(0) > 0)
+            shown = np.concatenate([place.min(0)[::-1], place.max(0)[::-1] + 1]) / 16
+            np.testing.assert_allclose(square_box(box, *size), shown, atol=1.01 / 16)
+    assert square_box((0, 0, 5, 24), 40, 24) is None
+    with pytest.raises(ValueError, match=r"a box x0, y0, x1, y1 in a picture of 40×24, got \[0.0, 0.0, 44.0, 8.0\]"):
+        square_box((0, 0, 44, 8), 40, 24)
+
+
+def test_locations_are_256_bins(vocabulary):
+    assert location_tokens((0, 0.4999, 0.5, 1), vocabulary) == "<loc_0><loc_127><loc_128><loc_255>"
+
+
+def test_boxes_in_pixels_with_a_width_and_a_height(builder):
+    columns = {"caption": "c", "objects": "box", "names": "names", "width": "w", "height": "h", "image": "image"}
+    coco = replace(TASKS["grounded"], columns=columns, boxes={"fields": ["x0", "y0", "w", "h"]})
+    row = {"c": "pets", "box": [[0, 50, 50, 50]], "names": ["a dog"], "w": 100, "h": 100, "image": B}
+    assert (
+        "pets with segmentations a dog at <loc_0><loc_128><loc_128><loc_255>" in builder(coco).row(row, 0)["texts"][0]
+    )
+
+
+def test_the_readme_lists_the_tasks():
+    readme = (REPOSITORY / "recipes" / "sft" / "README.md").read_text(encoding="utf-8")
+    for name, task in TASKS.items():
+        source = task.dataset["data_files"] if task.dataset["path"] == "json" else task.dataset["path"]
+        templates = "<br>".join(f"`{wording}`" for wording in dict.fromkeys(task.wordings))
+        assert f"| {task.title} (`{name}`) | {source} | {task.licence} | {templates} |" in readme
