@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cm3leon_hf.data.instructions import FEATURES as DOCUMENT
-from cm3leon_hf.data.instructions import InstructionBuilder
-from cm3leon_hf.data.tasks import Task, load_tasks
 from datasets import Features, List, Value
 from emoji_corpus import Picture
 
+from cm3leon_hf.data.instructions import FEATURES as DOCUMENT
+from cm3leon_hf.data.instructions import InstructionBuilder
+from cm3leon_hf.data.tasks import Task, load_tasks
 from cm3leon_hf.vocabulary import Vocabulary
 
 SHOWN = ("concept", "style", "skin_tone", "gender", "colour", "kin", "source")

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from cm3leon_hf.data.instructions import InstructionBuilder
 from datasets import Dataset
 from emoji_corpus import Picture, by, spread
 from emoji_documents import described_row
 from emoji_drawn import CANVAS, WORD
 from emoji_pictures import dominant_colours
+
+from cm3leon_hf.data.instructions import InstructionBuilder
 
 OPTIONS = 4
 # What edits of a kind keep.

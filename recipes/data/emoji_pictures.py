@@ -7,8 +7,9 @@ from typing import ClassVar
 import cv2
 import matplotlib
 import numpy as np
-from cm3leon_hf.data.controls import Canny, Control, Scribble
 from PIL import Image, ImageDraw, ImageFont
+
+from cm3leon_hf.data.controls import Canny, Control, Scribble
 
 NEAR_WHITE = 245  # darkest channel of a pixel that may be background
 TRIES = 200  # random places tried before a canvas is begun anew

@@ -8,7 +8,7 @@ encoded in files beside the output that a stopped run goes on with.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from emoji_instructions import (
     written,
 )
 from emoji_pictures import CONTROLS
+from emoji_preview import draw_rows
 from transformers import AutoImageProcessor
 from trl import TrlParser
 
@@ -49,6 +50,7 @@ from cm3leon_hf.data.tokenization import ImageTokenizer
 from cm3leon_hf.vocabulary import Vocabulary
 
 TRAIN = "train"
+SHOWN_ROWS = 3  # of each task, on the preview
 TASKS = {
     "edit": edits,
     "no_edit": no_edits,
@@ -116,6 +118,22 @@ def plans(split: str, pictures: dict[str, list[Picture]], config: EmojiTasksConf
     return found
 
 
+def read_split(
+    name: str, pictures: dict[str, list[Picture]], images: Dataset, tokenizer: ImageTokenizer, config: EmojiTasksConfig
+) -> Split:
+    """What rows of a split are made of; draws and encodes what is not there yet."""
+    drawer = Drawer(images, images[0]["image"].width, config.seed)
+    folder = Path(config.out).with_name(f"{Path(config.out).name}-pictures")
+    drawn = {
+        kind: encode_drawn(planned, drawer, tokenizer, folder, f"{name}-{kind}")
+        for kind, planned in plans(name, pictures, config).items()
+    }
+    grid = tokenizer.vqgan.config
+    vocabulary = Vocabulary(image_size=grid.num_embeddings, grid_size=grid.grid_size)
+    made = builders(vocabulary, config.seed)
+    return Split(pictures[name], pictures[TRAIN], images, drawn, made, config, drawer.size, generator(config.seed))
+
+
 def rows_of(split: Split, task: str, count: int) -> list[dict]:
     """
     Rows of one task.
@@ -131,6 +149,7 @@ def rows_of(split: Split, task: str, count: int) -> list[dict]:
 
 
 def write_rows(rows: list[dict], split: str, task: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}-{task.replace('/', '-')}.parquet"
     Dataset.from_list(rows, features=FEATURES).to_parquet(path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
@@ -142,7 +161,8 @@ def write_card(splits: list[str], folder: Path) -> None:
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
     front = yaml.safe_dump({"license": "cc-by-4.0", "configs": [{"config_name": "default", "data_files": files}]})
     text = "Instruction rows derived from the emoji data set; its card names the artists and their licences."
-    (folder / "README.md").write_text(f"---\n{front}---\n\n# Emoji tasks\n\n{text}\n", encoding="utf-8")
+    card = f"---\n{front}---\n\n# Emoji tasks\n\n{text}\n\n![rows of each task](preview.png)\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def main(config: EmojiTasksConfig) -> None:
@@ -152,22 +172,14 @@ def main(config: EmojiTasksConfig) -> None:
     pictures, images = load_corpus(config.codes, config.corpus)
     vqgan = CM3LeonVQGAN.from_pretrained(config.vqgan).eval()
     vqgan.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    tokenizer = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan))
-    vocabulary = Vocabulary(image_size=vqgan.config.num_embeddings, grid_size=vqgan.config.grid_size)
-    size = images[TRAIN][0]["image"].width
-    (out / "data").mkdir(parents=True)
+    tokenizer, shown = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan)), []
     for name, wanted in config.rows.items():
-        drawer = Drawer(images[name], size, config.seed)
-        folder = out.with_name(f"{out.name}-pictures")
-        drawn = {
-            kind: encode_drawn(planned, drawer, tokenizer, folder, f"{name}-{kind}")
-            for kind, planned in plans(name, pictures, config).items()
-        }
-        parts = (pictures[name], pictures[TRAIN], images[name], drawn, builders(vocabulary, config.seed), config, size)
+        split = read_split(name, pictures, images[name], tokenizer, config)
         for task, count in wanted.items():
-            write_rows(
-                rows_of(Split(*parts, generator(config.seed, name, task)), task, count), name, task, out / "data"
-            )
+            rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
+            write_rows(rows, name, task, out / "data")
+            shown += rows[: SHOWN_ROWS if name == TRAIN else 0]
+    draw_rows(shown, vqgan).save(out / "preview.png")
     write_card(list(config.rows), out)
 
 
