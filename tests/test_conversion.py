@@ -214,8 +214,8 @@ def test_pickles_with_more_than_tensors_are_refused(legacy, dangerous, tmp_path)
     held = Dangerous(str(tmp_path / "written")) if dangerous else Callback()
     saved = {"state_dict": {"weight": torch.zeros(1)}, "callbacks": {"checkpoint": held}}
     torch.save(saved, tmp_path / "last.ckpt", _use_new_zipfile_serialization=not legacy)
-    name = "other objects" if legacy else ("open" if dangerous else "Callback")
-    with pytest.raises(ValueError, match=rf"{name}.*would run code.*save the weights on their own"):
+    name = "open" if dangerous else "Callback"
+    with pytest.raises(ValueError, match=rf"{name}: loading it would run code.*save the weights on their own"):
         convert(tmp_path, tmp_path / "out")
     assert not (tmp_path / "written").exists()
 
@@ -224,7 +224,7 @@ BROKEN = {
     "text.ckpt": (b"<html>not found</html>", "which is none"),
     "cut.safetensors": (b"\x40\x00\x00\x00\x00\x00\x00\x00{", "whole safetensors file"),
     "empty.pt": (b"", "whole checkpoint"),
-    "list.pt": (pickle.dumps([1, 2]), "which is none|list"),
+    "list.pt": (pickle.dumps([1, 2]), "which is none"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -85,24 +86,23 @@ def read_file(file: Path) -> dict[str, torch.Tensor]:
 
 def unpickle(file: Path):
     """What a pickled file holds, provided that it is made of tensors, numbers and texts alone."""
-    is_zip = zipfile.is_zipfile(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        objects = torch.serialization.get_unsafe_globals_in_checkpoint(file) if is_zip else []
-        if not objects and "Unsupported global" not in str(error):
-            raise ValueError(f"expected a checkpoint, got {file}, which is none: {first_line(error)}") from error
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is None:
+            raise ValueError(
+                f"expected a checkpoint of torch.save, got {file}, which is none; look whether it is an error page, or "
+                "the pointer to a large file, and download it again"
+            ) from error
         raise ValueError(
-            f"expected tensors alone, got {file} with {', '.join(objects) or 'other objects'}: loading them would run "
-            "code from the file. If you trust its source, save the weights on their own, in an environment that may "
-            "run it: torch.save(torch.load(file, weights_only=False)['state_dict'], 'weights.pt')"
+            f"expected tensors alone, got {file} with {code[1]}: loading it would run code from the file. If you trust "
+            "its source, save the weights on their own, in an environment that may run it: "
+            "torch.save(torch.load(file, weights_only=False)['state_dict'], 'weights.pt')"
         ) from error
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"expected a whole checkpoint, got {file}: {first_line(error)}; download it again") from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).split(".")[0] or "it ends too early"
+        raise ValueError(f"expected a whole checkpoint, got {file}: {reason}; download it again") from error
 
 
 def tensors_of(loaded, file: Path) -> dict[str, torch.Tensor]:

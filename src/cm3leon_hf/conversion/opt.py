@@ -50,12 +50,12 @@ def convert_opt(
     """
     opt = read_config(folder)
     tokenizer, source_ids = convert_tokenizer(read_tokenizer(folder), opt.max_position_embeddings)
-    if max(source_ids) >= opt.vocab_size:
-        raise ValueError(f"expected a tokenizer of {opt.vocab_size} ids, got one up to {max(source_ids)}; match them")
     source_ids += [-1] * (-len(source_ids) % MULTIPLE)
     parts, unused = separate(weights, opt)
-    parts = {name: weight.float() for name, weight in parts.items()}
-    read = len(parts)
+    parts, read = {name: weight.float() for name, weight in parts.items()}, len(parts)
+    rows = len(parts["model.embed_tokens.weight"])
+    if max(source_ids) >= rows:
+        raise ValueError(f"expected a tokenizer with ids below {rows}, got {max(source_ids)}; take the model's own")
     ours = fold_norms(parts, opt.num_hidden_layers)
     ours["model.embed_positions.weight"] = ours["model.embed_positions.weight"][OFFSET:]
     heads = ["model.embed_tokens.weight"] + ["lm_head.weight"] * (not opt.tie_word_embeddings)
@@ -76,8 +76,9 @@ def convert_opt(
     )
     with torch.device("meta"):
         model = CM3LeonForCausalLM(config)
-    names = dict(model.named_parameters())  # the tied head once
-    model.load_state_dict({name: ours[name].to(dtype) for name in names}, strict=False, assign=True)
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}  # the tied head once
+    check_shapes(ours, shapes)
+    model.load_state_dict({name: ours[name].to(dtype) for name in shapes}, strict=False, assign=True)
     model.tie_weights()
     new = len(source_ids) - len(set(source_ids) - {-1})
     notes = [
@@ -128,6 +129,15 @@ def separate(weights: dict[str, torch.Tensor], opt: OPTConfig) -> tuple[dict[str
         raise ValueError(f"expected all of OPT's weights, {len(missing)} are missing, such as {missing[0]}")
     used = set(homes.values())
     return {ours: weights[home] for ours, home in homes.items()}, [name for name in weights if name not in used]
+
+
+def check_shapes(weights: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
+    other = [name for name, shape in shapes.items() if weights[name].shape != shape]
+    if other:
+        raise ValueError(
+            f"expected weights of the sizes that config.json says, {other[0]} is {tuple(weights[other[0]].shape)} "
+            f"instead of {tuple(shapes[other[0]])}; take config and weights of one model"
+        )
 
 
 def fold_norms(parts: dict[str, torch.Tensor], num_layers: int) -> dict[str, torch.Tensor]:
