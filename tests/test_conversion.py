@@ -56,6 +56,14 @@ def test_codes_and_pictures_are_the_originals(kind, networks, pixels, tmp_path):
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["read"] == report.read
 
 
+def test_a_vqgan_inside_another_model(networks, pixels, tmp_path):
+    weights = {f"gen_vision_model.{name}": weight for name, weight in networks["llamagen"].state_dict().items()}
+    torch.save(weights | {"language_model.lm_head.weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    report = convert(tmp_path, tmp_path / "out", resolution=RESOLUTION)
+    assert report.unused == {"gen_vision_model.quantize": 1, "language_model.lm_head": 1}
+    assert_same(CM3LeonVQGAN.from_pretrained(tmp_path / "out"), networks["llamagen"], pixels)
+
+
 @pytest.mark.parametrize(("kind", "side"), [("taming", 256), ("chameleon", 512)])
 def test_the_published_resolutions(kind, side, networks, tmp_path):
     save_file(networks[kind].state_dict(), tmp_path / "vqgan.safetensors")
@@ -224,7 +232,7 @@ BROKEN = {
     "text.ckpt": (b"<html>not found</html>", "which is none"),
     "cut.safetensors": (b"\x40\x00\x00\x00\x00\x00\x00\x00{", "whole safetensors file"),
     "empty.pt": (b"", "whole checkpoint"),
-    "list.pt": (pickle.dumps([1, 2]), "which is none"),
+    "list.pt": (pickle.dumps([1, 2], protocol=2), "whole checkpoint"),
 }
 
 

@@ -21,7 +21,7 @@ def convert(
         int | None,
         typer.Option(
             min=1,
-            help="VQGANs: side of the pictures in pixels. 512 for chameleon, else 256, when left out.",
+            help="VQGANs: side of the pictures in pixels, 384 for Janus. 512 for chameleon, else 256, when left out.",
             show_default=False,
         ),
     ] = None,

@@ -52,15 +52,8 @@ def convert_opt(
     tokenizer, source_ids = convert_tokenizer(read_tokenizer(folder), opt.max_position_embeddings)
     source_ids += [-1] * (-len(source_ids) % MULTIPLE)
     parts, unused = separate(weights, opt)
-    parts, read = {name: weight.float() for name, weight in parts.items()}, len(parts)
-    rows = len(parts["model.embed_tokens.weight"])
-    if max(source_ids) >= rows:
-        raise ValueError(f"expected a tokenizer with ids below {rows}, got {max(source_ids)}; take the model's own")
-    ours = fold_norms(parts, opt.num_hidden_layers)
-    ours["model.embed_positions.weight"] = ours["model.embed_positions.weight"][OFFSET:]
-    heads = ["model.embed_tokens.weight"] + ["lm_head.weight"] * (not opt.tie_word_embeddings)
-    for name in heads:
-        ours[name] = extend(ours[name], source_ids, image_vocab_size)
+    check_tokenizer(source_ids, parts["model.embed_tokens.weight"])
+    ours = decoder_weights(parts, opt, source_ids, image_vocab_size)
     config = CM3LeonConfig(
         text_vocab_size=len(source_ids),
         image_vocab_size=image_vocab_size,
@@ -72,20 +65,41 @@ def convert_opt(
         hidden_act=opt.activation_function,
         max_position_embeddings=opt.max_position_embeddings,
         tie_word_embeddings=opt.tie_word_embeddings,
-        **drop_what_does_nothing(ours),
+        **needed_fields(ours),
     )
-    with torch.device("meta"):
-        model = CM3LeonForCausalLM(config)
-    shapes = {name: weight.shape for name, weight in model.named_parameters()}  # the tied head once
-    check_shapes(ours, shapes)
-    model.load_state_dict({name: ours[name].to(dtype) for name in shapes}, strict=False, assign=True)
-    model.tie_weights()
-    new = len(source_ids) - len(set(source_ids) - {-1})
+    new = sum(index < 0 for index in source_ids)
     notes = [
         f"{new} text ids and {image_vocab_size} image ids are new, their rows drawn like OPT's",
-        f"biases: {config.use_bias}, gain of the final norm: {config.layer_norm_affine}; the layers' are folded",
+        f"gains of the layers' norms folded; use_bias {config.use_bias}, layer_norm_affine {config.layer_norm_affine}",
     ]
-    return model.eval(), tokenizer, ConversionReport("opt", read, by_prefix(unused), [], notes)
+    return build(config, ours, dtype), tokenizer, ConversionReport("opt", len(parts), by_prefix(unused), [], notes)
+
+
+def decoder_weights(
+    parts: dict[str, torch.Tensor], opt: OPTConfig, source_ids: list[int], image_vocab_size: int
+) -> dict[str, torch.Tensor]:
+    """OPT's weights under our names to those of the decoder, in float32."""
+    ours = fold_norms({name: weight.float() for name, weight in parts.items()}, opt.num_hidden_layers)
+    ours["model.embed_positions.weight"] = ours["model.embed_positions.weight"][OFFSET:]
+    for name in ["model.embed_tokens.weight"] + ["lm_head.weight"] * (not opt.tie_word_embeddings):
+        ours[name] = extend(ours[name], source_ids, image_vocab_size)
+    return ours
+
+
+def build(config: CM3LeonConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> CM3LeonForCausalLM:
+    """The model, from those of the weights that it has; the others are zeros or ones that do nothing."""
+    with torch.device("meta"):
+        model = CM3LeonForCausalLM(config)
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}  # a tied head is no second one
+    other = [name for name, shape in shapes.items() if weights[name].shape != shape]
+    if other:
+        raise ValueError(
+            f"expected weights of the sizes that config.json says, {other[0]} is {tuple(weights[other[0]].shape)} "
+            f"instead of {tuple(shapes[other[0]])}; take config and weights of one model"
+        )
+    model.load_state_dict({name: weights[name].to(dtype) for name in shapes}, strict=False, assign=True)
+    model.tie_weights()
+    return model.eval()
 
 
 def read_config(folder: Path) -> OPTConfig:
@@ -131,12 +145,10 @@ def separate(weights: dict[str, torch.Tensor], opt: OPTConfig) -> tuple[dict[str
     return {ours: weights[home] for ours, home in homes.items()}, [name for name in weights if name not in used]
 
 
-def check_shapes(weights: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
-    other = [name for name, shape in shapes.items() if weights[name].shape != shape]
-    if other:
+def check_tokenizer(source_ids: list[int], rows: torch.Tensor) -> None:
+    if max(source_ids) >= len(rows):
         raise ValueError(
-            f"expected weights of the sizes that config.json says, {other[0]} is {tuple(weights[other[0]].shape)} "
-            f"instead of {tuple(shapes[other[0]])}; take config and weights of one model"
+            f"expected a tokenizer with ids below {len(rows)}, got {max(source_ids)}; take the model's own"
         )
 
 
@@ -165,8 +177,8 @@ def fold_norms(parts: dict[str, torch.Tensor], num_layers: int) -> dict[str, tor
     return folded
 
 
-def drop_what_does_nothing(weights: dict[str, torch.Tensor]) -> dict[str, bool]:
-    """Which of biases and final gain do anything, as fields of the configuration."""
+def needed_fields(weights: dict[str, torch.Tensor]) -> dict[str, bool]:
+    """Whether biases, and the final norm's gain and bias, do anything: fields of the configuration."""
     gain, shift = (weights.get(f"model.final_layer_norm.{kind}") for kind in ("weight", "bias"))
     biases = [weight for name, weight in weights.items() if name.endswith(("proj.bias", "fc1.bias", "fc2.bias"))]
     return {
