@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import CAPTIONS, IMAGE_SIZE, POSITIONS, small_config, small_model
+from conftest import CAPTIONS, IMAGE_SIZE, small_config, small_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +21,7 @@ from cm3leon_hf.conversion.convert import convert
 from cm3leon_hf.vocabulary import Vocabulary
 
 TEXTS = ["a red circle on white", "Was für ein blue square?\n\n <b> 🙂", "a yellow"]
+LENGTH = 1040  # an image and a little text
 SHAPE = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -41,7 +42,7 @@ def opts_tokenizer() -> PreTrainedTokenizerFast:
 
 def random_opt(vocab_size: int, **changes) -> OPTForCausalLM:
     torch.manual_seed(0)
-    config = OPTConfig(vocab_size=vocab_size, max_position_embeddings=POSITIONS, dropout=0.0, **SHAPE | changes)
+    config = OPTConfig(vocab_size=vocab_size, max_position_embeddings=LENGTH, dropout=0.0, **SHAPE | changes)
     opt = OPTForCausalLM(config).eval()
     with torch.no_grad():
         for weight in opt.parameters():
@@ -104,7 +105,7 @@ def test_ids_are_laid_out_as_the_vocabulary_says(source, converted):
     assert (config.image_vocab_size, config.image_grid_size) == (8192, 32)
     assert tokenizer.decode(tokenizer(TEXTS[1])["input_ids"]) == TEXTS[1]
     assert tokenizer("a<break>b")["input_ids"][1] == 2
-    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.model_max_length) == ("<pad>", "<eos>", POSITIONS)
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.model_max_length) == ("<pad>", "<eos>", LENGTH)
     assert report.unused == {} and report.missing == [] and report.read == 2 + 2 + 2 * 16
 
 
@@ -175,7 +176,8 @@ def test_biases_and_gains_start_as_zeros_and_ones():
         ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True"),
         ({"model_type": "bart"}, "config.json of OPT, got one of 'bart'"),
         ({"ffn_dim": 60}, r"layers.0.fc1.weight is \(64, 32\) instead of \(60, 32\)"),
-        ({"max_position_embeddings": 95}, "embed_positions.weight is"),
+        ({"max_position_embeddings": LENGTH - 1}, "embed_positions.weight is"),
+        ({"max_position_embeddings": 1024}, "fewer than 1024 tokens to an image, got 1024"),
         ({"num_hidden_layers": 3}, "16 are missing, such as model.decoder.layers.2"),
     ],
 )

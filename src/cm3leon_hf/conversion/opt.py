@@ -46,9 +46,15 @@ def convert_opt(
         dtype (`torch.dtype`): Type of the weights; folding is done in float32.
 
     Raises:
-        ValueError: if the model is not OPT, a variant that the decoder cannot express (350M's), or weights are missing.
+        ValueError: if the model is not OPT, a variant that the decoder cannot express (350M's), too short for an image,
+            or if weights are missing.
     """
     opt = read_config(folder)
+    if image_grid_size**2 >= opt.max_position_embeddings:
+        raise ValueError(
+            f"expected fewer than {opt.max_position_embeddings} tokens to an image, got {image_grid_size**2}; take a "
+            "VQGAN with a coarser grid, or convert it at a lower resolution"
+        )
     tokenizer, source_ids = convert_tokenizer(read_tokenizer(folder), opt.max_position_embeddings)
     source_ids += [-1] * (-len(source_ids) % MULTIPLE)
     parts, unused = separate(weights, opt)
