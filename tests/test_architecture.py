@@ -20,6 +20,7 @@ FRONT = {
     "__init__",
     "cli",
     "cli_compare",
+    "cli_convert",
     "app",
     "registration",
     "shipped",

@@ -24,6 +24,10 @@ class CM3LeonConfig(PreTrainedConfig):
         hidden_act (`str`): Activation of the MLP. The paper does not say; OPT's ReLU is ours.
         max_position_embeddings (`int`): Longest sequence, in tokens.
         layer_norm_eps (`float`): Epsilon of the layer norms, which have no learnable parameters.
+        use_bias (`bool`): Whether the projections have biases. The paper's have none; this is for a start from OPT's
+            weights (`cm3leon convert`).
+        layer_norm_affine (`bool`): Whether the final layer norm has a gain and a bias, for a start from OPT's weights
+            as well: those of the layers can be folded into the projections behind them, the last ones cannot.
         initializer_range (`float`): Standard deviation of the weights, truncated at three of it.
         position_initializer_range (`float`): Standard deviation of the learned positions.
         position_init (`str`): `"normal"`, the paper's, or `"sinusoidal"` with the weights' standard deviation: ours,
@@ -61,6 +65,8 @@ class CM3LeonConfig(PreTrainedConfig):
     hidden_act: str = "relu"
     max_position_embeddings: int = 4096
     layer_norm_eps: float = 1e-5
+    use_bias: bool = False
+    layer_norm_affine: bool = False
     initializer_range: float = 0.006
     position_initializer_range: float = 0.0002
     position_init: str = "normal"

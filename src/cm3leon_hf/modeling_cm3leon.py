@@ -62,7 +62,7 @@ class PositionEmbedding(nn.Embedding):
 
 
 class CM3LeonAttention(nn.Module):
-    """Multi-head causal self-attention without biases."""
+    """Multi-head causal self-attention, without biases unless the configuration says so."""
 
     def __init__(self, config: CM3LeonConfig, layer_idx: int):
         super().__init__()
@@ -71,10 +71,10 @@ class CM3LeonAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.out_proj = ResidualProjection(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.out_proj = ResidualProjection(config.hidden_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,
@@ -103,16 +103,16 @@ class CM3LeonAttention(nn.Module):
 
 
 class CM3LeonDecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm layer: no biases, no dropout, no learnable norm parameters (section 3.2), otherwise as OPT."""
+    """Pre-norm layer, without dropout, learnable norm parameters or, by default, biases (section 3.2); else as OPT."""
 
     def __init__(self, config: CM3LeonConfig, layer_idx: int):
         super().__init__()
         self.self_attn_layer_norm = layer_norm(config)
         self.self_attn = CM3LeonAttention(config, layer_idx)
         self.final_layer_norm = layer_norm(config)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = ResidualProjection(config.intermediate_size, config.hidden_size, bias=False)
+        self.fc2 = ResidualProjection(config.intermediate_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,
@@ -127,8 +127,8 @@ class CM3LeonDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(hidden_states))))
 
 
-def layer_norm(config: CM3LeonConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
+def layer_norm(config: CM3LeonConfig, affine: bool = False) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=affine)
 
 
 def sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -167,6 +167,10 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
             init.copy_(module.weight, sinusoids(*module.weight.shape) * 2**0.5 * config.initializer_range)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+        if getattr(module, "bias", None) is not None:
+            init.zeros_(module.bias)
 
 
 class CM3LeonModel(CM3LeonPreTrainedModel):
@@ -177,7 +181,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(CM3LeonDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.final_layer_norm = layer_norm(config)
+        self.final_layer_norm = layer_norm(config, config.layer_norm_affine)
         self.gradient_checkpointing = False
         self.post_init()
 
