@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` help to evaluate and train."""
+"""The command line: `cm3leon generate` draws, `describe` captions, `compare`, `plan` and `export` help around that."""
 
 import logging
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .cli_compare import compare
+from .cli_export import export
 
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns whenever transformers imports torchao
 
@@ -262,3 +263,4 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 app.command()(errors_in_one_line()(compare))
+app.command()(errors_in_one_line()(export))

@@ -1,8 +1,19 @@
 """Configuration of the CM3Leon decoder."""
 
+import os
+
 from transformers import PreTrainedConfig
 
 from .vocabulary import CONTROL_TOKENS, EOS, PAD, Vocabulary
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_cm3leon.CM3LeonConfig",
+    "AutoModel": "modeling_cm3leon.CM3LeonModel",
+    "AutoModelForCausalLM": "modeling_cm3leon.CM3LeonForCausalLM",
+    "AutoModelForImageTextToText": "modeling_cm3leon.CM3LeonForCausalLM",
+    "AutoModelForMultimodalLM": "modeling_cm3leon.CM3LeonForCausalLM",
+    "AutoProcessor": "processing_cm3leon.CM3LeonProcessor",
+}
 
 
 class CM3LeonConfig(PreTrainedConfig):
@@ -86,6 +97,11 @@ class CM3LeonConfig(PreTrainedConfig):
             raise ValueError(
                 f"expected zero_init among {allowed}, got {self.zero_init!r}; 'lm_head' needs untied heads"
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Saves the configuration; it names a class for each Auto class, where transformers would name one in all."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def vocab_size(self) -> int:
