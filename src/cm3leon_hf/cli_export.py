@@ -17,8 +17,8 @@ def export(
     """
     Copy a model folder and put the code beside the weights.
 
-    The copy, with everything else that lies in the folder, loads without this package by
-    `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)`, and so do `AutoProcessor` and `pipeline`. Folders
+    The copy, with everything else that lies in the folder, loads without this package:
+    `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)`; `AutoProcessor` and `pipeline` alike. Folders
     that `save_pretrained` has written carry the code already.
 
     **Example**
