@@ -172,6 +172,29 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
         if getattr(module, "bias", None) is not None:
             init.zeros_(module.bias)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """
+        Returns the embedding: it has its size for good, because image ids stand behind the text ids.
+
+        Args:
+            new_num_tokens (`int`, *optional*): As many as there are.
+            pad_to_multiple_of (`int`, *optional*): A divisor of it.
+
+        Raises:
+            ValueError: for another size.
+        """
+        size, multiple = self.config.vocab_size, pad_to_multiple_of or 1
+        wanted = -(-(new_num_tokens or size) // multiple) * multiple
+        if wanted != size:
+            raise ValueError(
+                f"expected {size} ids, {self.config.text_vocab_size} of text and then {self.config.image_vocab_size} "
+                f"of images, got {wanted}, which would move or cut image ids; give new text tokens ids that the "
+                "tokenizer has left free, or set a larger text_vocab_size before training"
+            )
+        return self.get_input_embeddings()
+
 
 class CM3LeonModel(CM3LeonPreTrainedModel):
     """The decoder without its head: ids to hidden states."""
