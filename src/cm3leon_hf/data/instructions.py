@@ -208,7 +208,7 @@ def entry(row: dict[str, Any], path: str) -> Any:
     name, *names = path.split(".")
     value = row[name]
     for name in names:
-        value = [one[name] for one in value] if isinstance(value, list) else value[name]
+        value = [one[name] for one in value] if isinstance(value, list) else (value or {}).get(name)
     return value
 
 
