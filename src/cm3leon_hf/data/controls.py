@@ -76,14 +76,15 @@ class OCR(Annotator):
     y0, x1, y1 of each text in [0, 1], from the picture's left upper corner. The models (PP-OCRv6) come with `rapidocr`.
 
     Args:
-        min_score (`float`): Texts that the model is less sure of are left out.
+        min_score (`float`): Texts that the model is less sure of are left out. Symbols are read as letters with scores
+            of up to 0.9, and a wrong text teaches wrong letters.
         device (`str`, *optional*): `"cuda"` or `"cpu"`; by default CUDA if the installed onnxruntime has it.
 
     Raises:
         ValueError: if CUDA is asked for and the installed onnxruntime lacks it.
     """
 
-    min_score: float = 0.5
+    min_score: float = 0.9
     device: str | None = None
 
     @property
