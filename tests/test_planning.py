@@ -114,7 +114,9 @@ def test_seven_billion_weights_of_four_bits_fit_24_gb():
     config, gpu = AutoConfig.from_pretrained(RECIPES / "7b"), planning.GPUS["l4"]
     adapters = planning.Adapters(64, four_bit=True)
     plan = planning.plan(config, 1, gpu, 1e8, 2**16, adapters=adapters)
-    assert plan.layout == planning.Layout(False, True, 1) and gpu.memory == 24
+    values = yaml.safe_load((RECIPES.parent / "sft" / "qlora_7b.yaml").read_text(encoding="utf-8"))
+    assert plan.layout.checkpointed == values["gradient_checkpointing"] and values["load_in_4bit"] and gpu.memory == 24
+    assert plan.layout.sequences >= values["per_device_train_batch_size"] and adapters.rank == values["lora_r"]
     layers, rest = 32 * 12 * 4096**2, 68608 * 4096
     weights = layers * 4.5 / 8 + 2 * rest + 2 * 4 * 4096**2 + 6 * plan.trained  # one matrix is in bfloat16 at a time
     assert plan.memory["weights"] * 2**30 == pytest.approx(weights) and plan.trained == 32 * 64 * 18 * 4096
