@@ -293,6 +293,11 @@ def test_a_data_set_becomes_rows_of_the_task(builder, vocabulary):
     assert streamed == built.to_list()
 
 
+def test_an_entry_that_is_not_there_is_refused(builder):
+    with pytest.raises(ValueError, match="expected the entry 'assistant' in the column 'texts', got {'said': 'a'}"):
+        builder("localized_narratives").row({"texts": [{"said": "a"}], "images": [B]}, 0)
+
+
 def test_columns_can_have_other_names(builder):
     mine = replace(TASKS["edit"], columns={"input": "before", "text": "how", "image": "after"})
     rows = datasets.Dataset.from_list([{"before": A, "how": "blue", "after": B}])
@@ -310,6 +315,7 @@ def picture_bytes() -> bytes:
     [
         ("coco", {"caption": " "}, "empty answer"),
         ("vqa2", {"answers": []}, "empty answer"),
+        ("localized_narratives", {"texts": None}, "empty answer"),
         ("edit", {"edit_prompt": None}, "empty text"),
         ("edit", {"edited_image": None}, "no picture"),
         ("edit", {"edited_image": B[1:]}, "codes of another grid"),
