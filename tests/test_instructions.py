@@ -144,7 +144,7 @@ TASKS = load_tasks()
 README = (REPOSITORY / "recipes" / "sft" / "README.md").read_text(encoding="utf-8")
 ROWS = {
     "edit": {"original_image": A, "edit_prompt": "make it blue", "edited_image": B},
-    "write": {"ocr": ["SALE", "now"], "image": B},
+    "write": {"ocr_texts": ["SALE", "now"], "image": B},
     "grounded": {
         "caption": "a dog by a cat",
         "noun_chunks": [[0, 5, 0, 0.5, 0.5, 1, 0.9], [9, 14, 0.25, 0, 1, 0.999, 0.8]],
