@@ -29,6 +29,7 @@ EMOJI = {  # concept: hexcode, group, subgroup, colour, shape, skin tones
     "man artist": ("1F468-200D-1F3A8", "people-body", "person-role", "green", "circle", [""]),
     "woman artist": ("1F469-200D-1F3A8", "people-body", "person-role", "yellow", "circle", [""]),
     "waving hand": ("1F44B", "people-body", "hand-fingers-open", "brown", "square", ["", "light", "dark"]),
+    "thumbs up": ("1F44D", "people-body", "hand-fingers-closed", "brown", "circle", ["", "light", "dark"]),
     "ok button": ("1F197", "symbols", "alphanum", "blue", "square", [""]),
     "pig": ("1F416", "animals-nature", "animal-mammal", "pink", "circle", [""]),
     "pizza": ("1F355", "food-drink", "food-prepared", "orange", "square", [""]),
@@ -45,7 +46,8 @@ ROWS = {
         + [f"vqa/{kind}" for kind in ("style", "skin_tone", "group", "name", "left", "right")]
         + ["long_caption", "reasoning/group", "reasoning/relative"],
         8,
-    ),
+    )
+    | {"captioning": 40},
     "heldout_pairs": {"edit/style": 4, "edit/skin_tone": 4, "edit/gender": 2, "edit/colour": 2, "no_edit": 3}
     | {"canny": 2, "grounded": 3, "captioning": 8, "vqa/name": 3, "reasoning/group": 2, "write/emoji": 2},
     "heldout_concepts": {"edit/style": 2, "no_edit": 2},
@@ -79,8 +81,8 @@ def config(tmp_path_factory, saved_vqgan):
     folder = tmp_path_factory.mktemp("emoji")
     for split, rows in emoji_rows().items():
         data = Dataset.from_list(rows)
-        data.remove_columns("codes").to_parquet(folder / "emoji" / f"{split}.parquet")
-        data.remove_columns("image").to_parquet(folder / "codes" / f"{split}.parquet")
+        data.remove_columns("codes").to_parquet(folder / "emoji/data" / f"{split}-00000-of-00001.parquet")
+        data.remove_columns("image").to_parquet(folder / "codes/data" / f"{split}-00000-of-00001.parquet")
     values = yaml.safe_load((REPOSITORY / "recipes/data/emoji_tasks.yaml").read_text(encoding="utf-8"))
     paths = {"corpus": str(folder / "emoji"), "codes": str(folder / "codes"), "out": str(folder / "tasks")}
     return recipe.EmojiTasksConfig(**values | paths | {"vqgan": saved_vqgan, "rows": ROWS})
@@ -297,8 +299,9 @@ def test_a_probe_tells_classes_of_unseen_features():
     features = np.array([means[name] for name in labels]) + rng.normal(size=(60, 3))
     probe = Probe(features, labels)
     assert probe(np.array(list(means.values()), float)) == list(means)
-    with pytest.raises(ValueError, match="two classes"):
-        Probe(features, ["red"] * 60)
+    for classes in (["red"] * 60, [str(number) for number in range(60)]):
+        with pytest.raises(ValueError, match="more pictures than classes"):
+            Probe(features, classes)
 
 
 class Oracle:

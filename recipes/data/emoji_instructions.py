@@ -183,6 +183,8 @@ def reasoned(split: Split, kind: str, count: int) -> Iterator[dict]:
     names = {group: sorted({one.concept for one in found}) for group, found in by(split.training, split.group).items()}
     for one in split.evenly(count):
         right = split.group(one)
+        if kind == "relative" and set(names.get(right, [])) <= {one.concept}:
+            continue  # nothing else is of its group
         others = split.rng.choice(sorted(set(names) - {right}), OPTIONS - 1, replace=False)
         options = [right, *map(str, others)]
         why = f"The picture shows {one.concept}, which belongs to {right}."

@@ -8,7 +8,7 @@ from PIL import Image
 from cm3leon_hf import CM3LeonVQGAN
 from cm3leon_hf.grid import draw_grid
 
-SHOWN = "▢"  # stands for an image in a row's text
+SHOWN = "[image]"  # in the text of a row
 LETTERS = 150  # of a row's text
 
 

@@ -170,6 +170,10 @@ def main(config: EmojiTasksConfig) -> None:
     if (out / "data").exists():
         raise ValueError(f"expected {out} to be new, found data; remove it, or choose another --out")
     pictures, images = load_corpus(config.codes, config.corpus)
+    if unknown := sorted({TRAIN, *config.rows} - set(pictures)):
+        raise ValueError(
+            f"expected {config.corpus} to have the splits of `rows`, got {sorted(pictures)}; drop {unknown}"
+        )
     vqgan = CM3LeonVQGAN.from_pretrained(config.vqgan).eval()
     vqgan.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     tokenizer, shown = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan)), []

@@ -19,7 +19,7 @@ class Probe:
         shrinkage (`float`): In [0, 1], how far the covariance is drawn to a multiple of the identity.
 
     Raises:
-        ValueError: for other numbers of features and labels, or fewer than two classes.
+        ValueError: for other numbers of features and labels, fewer than two classes, or no more pictures than classes.
         ImportError: without scikit-learn.
     """
 
@@ -30,8 +30,11 @@ class Probe:
             raise ImportError("probes need scikit-learn; pip install 'cm3leon_hf[eval]'") from error
         check_as_many("features", features, "labels", labels)
         classes = sorted(set(labels))
-        if len(classes) < 2:
-            raise ValueError(f"expected pictures of two classes or more, got {classes} alone")
+        if not 1 < len(classes) < len(labels):
+            raise ValueError(
+                f"expected two classes or more, and more pictures than classes, got {len(labels)} pictures of "
+                f"{len(classes)} classes; add pictures"
+            )
         priors = np.full(len(classes), 1 / len(classes))
         self.model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=priors)
         self.model.fit(features, np.array(labels))
