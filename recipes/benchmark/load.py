@@ -20,12 +20,15 @@ from trl import TrlParser
 from cm3leon_hf import CM3LeonForCausalLM
 
 LOAD = """
-import json, resource, sys, psutil
+import json, resource, sys
+import psutil, torch
 from transformers import AutoModelForCausalLM
 from cm3leon_hf import CM3LeonForCausalLM
 
 before = psutil.Process().memory_info().rss
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+for weight in model.parameters():
+    weight.view(torch.int16).amax()  # reads it: what is mapped from a file counts only then
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"dtype": str(model.dtype), "weights": model.get_memory_footprint(), "peak": peak - before}))
 """
