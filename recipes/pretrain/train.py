@@ -3,8 +3,8 @@
     python recipes/pretrain/train.py --config recipes/pretrain/emoji/train.yaml
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/pretrain/train.py --config YAML
 
-Every value of the YAML except `sources` and `generation` is a flag as well. A run that was stopped goes on from its
-last checkpoint, to the last bit as if it had not been.
+Every value of the YAML except `sources`, `generation` and `card` is a flag as well. A run that was stopped goes on from
+its last checkpoint, to the last bit as if it had not been.
 """
 
 import os
@@ -26,6 +26,7 @@ from cm3leon_hf.data.pretraining import CausalCollator, CM3Rows, balanced_rows
 from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
+from cm3leon_hf.training.cards import write_card
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.optimizers import muon
 from cm3leon_hf.training.pretraining import PretrainingTrainer
@@ -50,6 +51,7 @@ class PretrainArguments:
     dataset: str = field(default="", metadata={"help": "Folder of a data set with the columns captions and codes."})
     sources: list[dict] = field(default_factory=list, metadata={"help": "Fields of each Source (in the YAML)."})
     generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults to save (in the YAML)."})
+    card: dict = field(default_factory=dict, metadata={"help": "license, language … of the model card (in the YAML)."})
     init_from: str = field(default="", metadata={"help": "Model folder to start from, in place of fresh weights."})
     muon: bool = field(default=False, metadata={"help": "Train the layers' matrices with Muon (timm) at this rate."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
@@ -68,6 +70,8 @@ class PretrainArguments:
     def __post_init__(self):
         if bool(self.dataset) == bool(self.sources):
             raise ValueError("expected either dataset or sources, got both or neither; name what to train on")
+        if self.card and "license" not in self.card:
+            raise ValueError(f"expected a license in card, got {sorted(self.card)}; name one, such as apache-2.0")
         if self.sources and not self.packing:
             raise ValueError("expected packing with sources, got packing: false; set it, or name a dataset")
 
@@ -136,7 +140,21 @@ def set_accumulation(args: PretrainArguments, training: TrainingArguments, lengt
     training.gradient_accumulation_steps = args.batch_tokens // once
 
 
-def save(trainer: PretrainingTrainer, args: PretrainArguments, config, processor: CM3LeonProcessor) -> None:
+def facts(trainer: PretrainingTrainer, args: PretrainArguments) -> dict:
+    """What the model card says of the run."""
+    training = trainer.args
+    return {
+        "data": ", ".join([args.dataset] if args.dataset else [source["path"] for source in args.sources]),
+        "begun from": args.init_from or "fresh weights",
+        "steps": trainer.state.global_step,
+        "sequences a step": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
+        "peak learning rate": training.learning_rate,
+        "optimiser": "Muon" if args.muon else training.optim.value,
+        "seed": training.seed,
+    }
+
+
+def save(trainer: PretrainingTrainer, args: PretrainArguments, config, processor, measured: dict) -> None:
     """The whole model in bfloat16, however many processes share it."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
@@ -149,6 +167,8 @@ def save(trainer: PretrainingTrainer, args: PretrainArguments, config, processor
         model.generation_config.update(**args.generation)
         model.save_pretrained(trainer.args.output_dir, max_shard_size=args.max_shard_size)
         processor.save_pretrained(trainer.args.output_dir)
+        if args.card:
+            write_card(trainer.args.output_dir, model.num_parameters(), facts(trainer, args), measured, **args.card)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -174,9 +194,11 @@ def main(args: PretrainArguments, objective: ObjectiveArguments, training: Train
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     if trainer.stop.stopped:
         return
+    measured = {}
     if trainer.eval_dataset is not None:
-        print(f"held out: {trainer.evaluate()}")
-    save(trainer, args, config, processor)
+        measured = trainer.evaluate()
+        print(f"held out: {measured}")
+    save(trainer, args, config, processor, {key: measured[key] for key in ("eval_loss",) if key in measured})
 
 
 if __name__ == "__main__":
