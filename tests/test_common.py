@@ -98,9 +98,9 @@ class CommonTest(ModelTesterMixin, TrainingTesterMixin, unittest.TestCase):
     def setUp(self):
         self.model_tester = Tester()
 
-    def _create_text_training_batch(self, *shape) -> dict[str, torch.Tensor]:
+    def _create_text_training_batch(self, **shape) -> dict[str, torch.Tensor]:
         """The pattern to learn, of text: the control tokens that it begins with are none, and are never generated."""
-        batch = super()._create_text_training_batch(*shape)
+        batch = super()._create_text_training_batch(**shape)
         return {name: ids + self.model_tester.get_config().vocabulary.image_id for name, ids in batch.items()}
 
     @unittest.skip("a resize would move image ids and is refused; test_contract.py tests that")
