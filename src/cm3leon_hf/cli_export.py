@@ -13,6 +13,9 @@ PROCESSOR = "processor_config.json"
 def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model with its processor.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, which is not there yet.")],
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation to put into the card; may be given again.", show_default=False)
+    ] = None,
 ):
     """
     Copy a model folder and put the code beside the weights.
@@ -30,7 +33,9 @@ def export(
     from transformers.dynamic_module_utils import custom_object_save
 
     from .modeling_cm3leon import CM3LeonForCausalLM
+    from .training.cards import add_results, check_results
 
+    check_results(folder, results or [])
     if out.exists():
         raise ValueError(f"expected a folder to write that is not there yet, got {out}; remove it or name another")
     config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder, device="cpu")
@@ -42,4 +47,6 @@ def export(
     settings = json.loads((folder / PROCESSOR).read_text("utf-8"))
     custom_object_save(processor, out, settings)
     (out / PROCESSOR).write_text(f"{json.dumps(settings, indent=2, sort_keys=True)}\n", "utf-8")
+    for run in results or []:
+        add_results(out, run)
     print(out)
