@@ -23,7 +23,7 @@ class Probe:
         ImportError: without scikit-learn.
     """
 
-    def __init__(self, features: np.ndarray, labels: Sequence[str], shrinkage: float = 0.1):
+    def __init__(self, features: np.ndarray, labels: Sequence[str], shrinkage: float = 0.01):
         try:
             from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
         except ImportError as error:
