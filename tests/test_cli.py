@@ -69,7 +69,7 @@ def test_it_says_what_is_wrong_in_one_line(arguments, message, folder, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["describe"], ["compare"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["describe"], ["compare"], ["convert"]])
 def test_help_teaches(command):
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0 and "cm3leon" in result.output.lower()

@@ -9,6 +9,7 @@ import pytest
 import tokenize_images
 import train_tokenizer
 from conftest import COLOURS, SHAPES, TEXT_SIZE, draw
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 from cm3leon_hf.data.tokenization import ImageTokenizer
@@ -85,6 +86,22 @@ def test_tars_become_codes(saved_vqgan, tmp_path):
     assert len(list((out / "data").iterdir())) == 2  # a file for each tar
     assert written["txt"][:] == [f"00 {i}" for i in range(3)] + [f"01 {i}" for i in range(5)]
     assert all(len(codes) == 16 for codes in written["codes"])
+
+
+def test_codes_can_be_published(saved_vqgan, tmp_path):
+    rows = [{"captions": ["a"], "image": {"bytes": picture, "path": None}} for picture in PICTURES[:2]]
+    features = datasets.Features({"captions": datasets.List(datasets.Value("string")), "image": datasets.Image()})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "in" / "train.parquet")
+    arguments = {"dataset": str(tmp_path / "in"), "vqgan": saved_vqgan, "output_dir": str(tmp_path / "out")}
+    card = {"license": ["mit", "cc-by-4.0"], "pretty_name": "Two shapes"}
+    tokenize_images.main(tokenize_images.CodesArguments(**arguments, keep_images=True, card=card))
+    written = datasets.load_dataset(str(tmp_path / "out"), split="train")
+    assert written.features == features | {"codes": datasets.List(datasets.Value("uint16"))}
+    found = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert found.data.license == ["mit", "cc-by-4.0"] and "# Two shapes" in found.text
+    assert "4×4 codes" in found.text and all(f"| `{name}` |" in found.text for name in written.column_names)
+    with pytest.raises(ValueError, match="license in card"):
+        tokenize_images.CodesArguments(**arguments, card={"language": "en"})
 
 
 def test_arguments_that_cannot_be(saved_vqgan, tmp_path):

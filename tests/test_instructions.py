@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 from dataclasses import replace
 
 import datasets
@@ -140,9 +141,10 @@ def test_rows_whose_answer_is_no_part_or_empty_are_broken(vocabulary):
 
 A, B = CODES[::-1], CODES
 TASKS = load_tasks()
+README = (REPOSITORY / "recipes" / "sft" / "README.md").read_text(encoding="utf-8")
 ROWS = {
     "edit": {"original_image": A, "edit_prompt": "make it blue", "edited_image": B},
-    "write": {"ocr": ["SALE", "now"], "image": B},
+    "write": {"ocr_texts": ["SALE", "now"], "image": B},
     "grounded": {
         "caption": "a dog by a cat",
         "noun_chunks": [[0, 5, 0, 0.5, 0.5, 1, 0.9], [9, 14, 0.25, 0, 1, 0.999, 0.8]],
@@ -291,6 +293,11 @@ def test_a_data_set_becomes_rows_of_the_task(builder, vocabulary):
     assert streamed == built.to_list()
 
 
+def test_an_entry_that_is_not_there_is_refused(builder):
+    with pytest.raises(ValueError, match="expected the entry 'assistant' in the column 'texts', got {'said': 'a'}"):
+        builder("localized_narratives").row({"texts": [{"said": "a"}], "images": [B]}, 0)
+
+
 def test_columns_can_have_other_names(builder):
     mine = replace(TASKS["edit"], columns={"input": "before", "text": "how", "image": "after"})
     rows = datasets.Dataset.from_list([{"before": A, "how": "blue", "after": B}])
@@ -308,6 +315,7 @@ def picture_bytes() -> bytes:
     [
         ("coco", {"caption": " "}, "empty answer"),
         ("vqa2", {"answers": []}, "empty answer"),
+        ("localized_narratives", {"texts": None}, "empty answer"),
         ("edit", {"edit_prompt": None}, "empty text"),
         ("edit", {"edited_image": None}, "no picture"),
         ("edit", {"edited_image": B[1:]}, "codes of another grid"),
@@ -383,8 +391,27 @@ def test_boxes_in_pixels_with_a_width_and_a_height(builder):
 
 
 def test_the_readme_lists_the_tasks():
-    readme = (REPOSITORY / "recipes" / "sft" / "README.md").read_text(encoding="utf-8")
     for name, task in TASKS.items():
         source = task.dataset["data_files"] if task.dataset["path"] == "json" else task.dataset["path"]
         templates = "<br>".join(f"`{wording}`" for wording in dict.fromkeys(task.wordings))
-        assert f"| {task.title} (`{name}`) | {source} | {task.licence} | {templates} |" in readme
+        assert f"| {task.title} (`{name}`) | {source} | {task.licence} | {templates} |" in README
+
+
+def test_the_readme_makes_a_mixture_of_tasks(processor, monkeypatch):
+    pictures = {
+        "image": draw("red", "circle"),
+        "original_image": draw("red", "square"),
+        "edited_image": draw("blue", "square"),
+    }
+    paths = {task.dataset["path"]: name for name, task in TASKS.items() if name in ("edit", "coco", "vqa2")}
+
+    def load_dataset(path: str, split: str) -> datasets.Dataset:
+        row = ROWS[paths[path]]
+        return datasets.Dataset.from_list([row | {name: pictures[name] for name in row if name in pictures}] * 4)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    scope = {"processor": processor}
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], scope)
+    table = scope["mixed"].with_format("arrow")[:]
+    assert {*table["task"].to_pylist()} == {"edit", "coco", "vqa2"} and usable(table, processor.vocabulary).all()
+    assert len(scope["transform"](table, np.random.default_rng(0))[1].lengths) == len(table) >= 12

@@ -164,15 +164,17 @@ class Poison(TrainerCallback):
     """Makes the loss of some steps infinite, and keeps what the weights were before and after each step."""
 
     def __init__(self, steps: set[int]):
-        self.steps, self.weights = steps, []
+        self.steps, self.weights, self.hook = steps, [], None
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
-        poisoned = state.global_step in self.steps
-        model.loss_function = (lambda *_, **__: model.lm_head.weight.sum() * torch.inf) if poisoned else self.loss
+        if self.hook:
+            self.hook.remove()
+        self.hook = model.register_forward_hook(self.spoil) if state.global_step in self.steps else None
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.loss = model.loss_function
+    @staticmethod
+    def spoil(model, inputs, output):
+        output["loss"] = model.lm_head.weight.sum() * torch.inf
 
 
 def test_steps_that_are_not_finite_are_skipped_and_their_batches_kept(inputs, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from conftest import (
     small_vqgan,
     small_vqgan_config,
 )
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, TrainingArguments
@@ -386,6 +387,7 @@ def test_from_pictures_to_a_model_that_draws(drawn_data, trained_vqgan, tmp_path
         tokenizer=tokenizer,
         vqgan=vqgan,
         generation={"guidance_scale": 3.0, "max_new_tokens": 5},
+        card={"license": "mit", "language": "en"},
     )
     objective = recipe.ObjectiveArguments(whole_segment=0.5, instruction_share=0.2)
     recipe.main(arguments, objective, training(model, max_steps=3, learning_rate=5e-3))
@@ -401,6 +403,9 @@ def test_from_pictures_to_a_model_that_draws(drawn_data, trained_vqgan, tmp_path
     loaded, processor = AutoModelForCausalLM.from_pretrained(model), AutoProcessor.from_pretrained(model)
     assert loaded.dtype == torch.bfloat16 and loaded.config.max_position_embeddings == POSITIONS
     ids = loaded.generate(**processor.for_text_to_image(["a red circle"] * 2), generation_mode="image", do_sample=True)
+    card = ModelCard.load(f"{model}/README.md")
+    assert card.data.license == "mit" and "| steps | 3 |" in card.text and "| optimiser | Muon |" in card.text
+    assert [one.metric_type for one in card.data.eval_results] == ["eval_loss"]
     images = processor.post_process_multimodal_output(ids, generation_mode="image")
     assert [image.size for image in images] == [(16, 16)] * 2
     inputs = processor.for_image_to_text(draw("red", "circle"), "Describe the given picture.")

@@ -5,7 +5,8 @@
 
 Every split becomes `num_shards` Parquet files with the column `codes` in place of the pictures or beside them; broken
 pictures are skipped and counted. Processes, on one machine or many, share the files: process `rank` of `world_size`
-writes every `world_size`-th. A stopped run goes on with the first file that is not there yet.
+writes every `world_size`-th. A stopped run goes on with the first file that is not there yet. With a `card`, the folder
+is ready to be published: `hf upload --repo-type dataset NAME FOLDER`.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import IterableDataset, load_dataset
+from huggingface_hub import DatasetCardData
 from transformers import AutoImageProcessor
 from trl import TrlParser
 
@@ -38,6 +40,7 @@ class CodesArguments:
     moved_split: str = field(default="train", metadata={"help": "The split that gets moved copies."})
     batch_size: int = field(default=64, metadata={"help": "Pictures encoded at a time."})
     num_shards: int = field(default=1, metadata={"help": "Files for each split that is not streamed."})
+    card: dict = field(default_factory=dict, metadata={"help": "license, language … of the data card (in the YAML)."})
     rank: int = field(
         default_factory=lambda: environment("RANK", "SLURM_PROCID", default=0),
         metadata={"help": "Number of this process; torchrun and Slurm set it."},
@@ -50,6 +53,8 @@ class CodesArguments:
     def __post_init__(self):
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"expected a rank from 0 to {self.world_size - 1}, got {self.rank}; count from 0")
+        if self.card and "license" not in self.card:
+            raise ValueError(f"expected a license in card, got {sorted(self.card)}; name that of the pictures")
 
 
 def in_shards(split, num_shards: int) -> list[IterableDataset]:
@@ -62,6 +67,23 @@ def in_shards(split, num_shards: int) -> list[IterableDataset]:
 def device(rank: int) -> torch.device:
     kind = torch.accelerator.current_accelerator(check_available=True)
     return torch.device(kind.type, rank % torch.accelerator.device_count()) if kind else torch.device("cpu")
+
+
+def write_card(args: CodesArguments, vqgan: CM3LeonVQGAN, columns: dict) -> None:
+    """The folder's README.md; with it, `hf upload --repo-type dataset NAME FOLDER` publishes the folder as it is."""
+    tasks = ["text-to-image", "image-to-text"]
+    data = DatasetCardData(**{"task_categories": tasks, "tags": ["cm3leon", "vqgan-codes"]} | args.card)
+    grid, codes = vqgan.config.grid_size, vqgan.config.num_embeddings
+    lines = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {data.pretty_name or Path(args.output_dir).resolve().name}\n",
+        f"Pictures of `{args.dataset}` as codes of the VQGAN `{Path(args.vqgan).name}`: {grid}×{grid} codes a picture",
+        f"in raster order, each in [0, {codes}). Only that VQGAN turns them into pictures again. The licence is",
+        "that of the pictures; keep their credits when you pass the codes on.\n",
+        "| column | type |\n|---|---|",
+        *(f"| `{name}` | `{kind}` |" for name, kind in columns.items()),
+    ]
+    (Path(args.output_dir) / "README.md").write_text("\n".join([*lines, ""]), "utf-8")
 
 
 def main(args: CodesArguments) -> None:
@@ -79,7 +101,10 @@ def main(args: CodesArguments) -> None:
             torch.manual_seed(index)  # of the moves
             copies = args.moved_copies if name == args.moved_split else 0
             tokenizer = ImageTokenizer(vqgan, processor, args.image_column, copies, args.keep_images)
-            tokenizer.encode(parts[index], args.batch_size).to_parquet(path.with_suffix(".part"))
+            encoded = tokenizer.encode(parts[index], args.batch_size)
+            encoded.to_parquet(path.with_suffix(".part"))
+            if args.card and index == 0:
+                write_card(args, vqgan, encoded.features)
             path.with_suffix(".part").rename(path)
             print(f"{name}: {tokenizer.report()} ({path.name})")
 

@@ -3,8 +3,8 @@
     python recipes/pretrain/train.py --config recipes/pretrain/emoji/train.yaml
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/pretrain/train.py --config YAML
 
-Every value of the YAML except `sources` and `generation` is a flag as well. A run that was stopped goes on from its
-last checkpoint, to the last bit as if it had not been.
+Every value of the YAML except `sources`, `generation` and `card` is a flag as well. A run that was stopped goes on from
+its last checkpoint, to the last bit as if it had not been.
 """
 
 import os
@@ -26,6 +26,7 @@ from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.batches import set_accumulation
+from cm3leon_hf.training.cards import write_card
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.optimizers import muon
 from cm3leon_hf.training.pretraining import PretrainingTrainer
@@ -51,6 +52,7 @@ class PretrainArguments:
     dataset: str = field(default="", metadata={"help": "Folder of a data set with the columns captions and codes."})
     sources: list[dict] = field(default_factory=list, metadata={"help": "Fields of each Source (in the YAML)."})
     generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults to save (in the YAML)."})
+    card: dict = field(default_factory=dict, metadata={"help": "license, language … of the model card (in the YAML)."})
     init_from: str = field(default="", metadata={"help": "Model folder to start from, in place of fresh weights."})
     muon: bool = field(default=False, metadata={"help": "Train the layers' matrices with Muon (timm) at this rate."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
@@ -69,6 +71,8 @@ class PretrainArguments:
     def __post_init__(self):
         if bool(self.dataset) == bool(self.sources):
             raise ValueError("expected either dataset or sources, got both or neither; name what to train on")
+        if self.card and "license" not in self.card:
+            raise ValueError(f"expected a license in card, got {sorted(self.card)}; name one, such as apache-2.0")
         if self.sources and not self.packing:
             raise ValueError("expected packing with sources, got packing: false; set it, or name a dataset")
 
@@ -124,6 +128,20 @@ def held_out(args: PretrainArguments, transform: CM3Transform) -> CM3Rows | None
     return CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
 
 
+def facts(trainer: PretrainingTrainer, args: PretrainArguments) -> dict:
+    """What the model card says of the run."""
+    training = trainer.args
+    return {
+        "data": ", ".join([args.dataset] if args.dataset else [source["path"] for source in args.sources]),
+        "begun from": args.init_from or "fresh weights",
+        "steps": trainer.state.global_step,
+        "sequences a step": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
+        "peak learning rate": training.learning_rate,
+        "optimiser": "Muon" if args.muon else training.optim.value,
+        "seed": training.seed,
+    }
+
+
 def main(args: PretrainArguments, objective: ObjectiveArguments, training: TrainingArguments) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one core; the others train
     torch.manual_seed(training.seed)
@@ -146,9 +164,14 @@ def main(args: PretrainArguments, objective: ObjectiveArguments, training: Train
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     if trainer.stop.stopped:
         return
+    measured = {}
     if trainer.eval_dataset is not None:
-        print(f"held out: {trainer.evaluate()}")
+        measured = trainer.evaluate()
+        print(f"held out: {measured}")
     save_model(trainer, processor, args.generation, args.max_shard_size)
+    if args.card and trainer.is_world_process_zero():
+        loss = {key: measured[key] for key in ("eval_loss",) if key in measured}
+        write_card(training.output_dir, model.num_parameters(), facts(trainer, args), loss, **args.card)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws, `describe` captions, `compare` and `plan` help to evaluate and train."""
+"""The command line: `cm3leon generate` draws, `describe` captions; `plan`, `compare`, `convert`, `export` help."""
 
 import logging
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from .cli_compare import compare
+from .cli_convert import convert
+from .cli_export import export
 
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns whenever transformers imports torchao
 
@@ -282,3 +284,5 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 app.command()(errors_in_one_line()(compare))
+app.command()(errors_in_one_line()(convert))
+app.command()(errors_in_one_line()(export))

@@ -1,8 +1,27 @@
 """Configuration of the CM3Leon decoder."""
 
+import logging
+import os
+
+import torch
 from transformers import PreTrainedConfig
 
 from .vocabulary import CONTROL_TOKENS, EOS, PAD, Vocabulary
+
+logger = logging.getLogger(__name__)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_cm3leon.CM3LeonConfig",
+    "AutoModel": "modeling_cm3leon.CM3LeonModel",
+    "AutoModelForCausalLM": "modeling_cm3leon.CM3LeonForCausalLM",
+    "AutoModelForImageTextToText": "modeling_cm3leon.CM3LeonForCausalLM",
+    "AutoModelForMultimodalLM": "modeling_cm3leon.CM3LeonForCausalLM",
+    "AutoProcessor": "processing_cm3leon.CM3LeonProcessor",
+}
+EVERY_MODEL_HAS = {  # what transformers hands to a configuration besides its fields
+    *("attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "output_attentions"),
+    *("quantization_config", "torch_dtype", "vocab_size"),
+}
 
 
 class CM3LeonConfig(PreTrainedConfig):
@@ -24,6 +43,10 @@ class CM3LeonConfig(PreTrainedConfig):
         hidden_act (`str`): Activation of the MLP. The paper does not say; OPT's ReLU is ours.
         max_position_embeddings (`int`): Longest sequence, in tokens.
         layer_norm_eps (`float`): Epsilon of the layer norms, which have no learnable parameters.
+        use_bias (`bool`): Whether the projections have biases. The paper's have none; this is for a start from OPT's
+            weights (`cm3leon convert`).
+        layer_norm_affine (`bool`): Whether the final layer norm has a gain and a bias, for a start from OPT's weights
+            as well: those of the layers can be folded into the projections behind them, the last ones cannot.
         initializer_range (`float`): Standard deviation of the weights, truncated at three of it.
         position_initializer_range (`float`): Standard deviation of the learned positions.
         position_init (`str`): `"normal"`, the paper's, or `"sinusoidal"` with the weights' standard deviation: ours,
@@ -34,8 +57,8 @@ class CM3LeonConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`): Whether the head is the transposed embedding.
 
     Raises:
-        ValueError: if the heads do not divide the width, `position_init` or `zero_init` is unknown, or `zero_init`
-            needs an untied head.
+        ValueError: if the heads do not divide the width, `dtype`, `position_init` or `zero_init` is unknown, or
+            `zero_init` needs an untied head.
     """
 
     model_type = "cm3leon"
@@ -61,6 +84,8 @@ class CM3LeonConfig(PreTrainedConfig):
     hidden_act: str = "relu"
     max_position_embeddings: int = 4096
     layer_norm_eps: float = 1e-5
+    use_bias: bool = False
+    layer_norm_affine: bool = False
     initializer_range: float = 0.006
     position_initializer_range: float = 0.0002
     position_init: str = "normal"
@@ -73,6 +98,13 @@ class CM3LeonConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("vocab_size", None)  # derived
+        if unknown := sorted(key for key in kwargs.keys() - EVERY_MODEL_HAS if not key.startswith("_")):
+            logger.warning(
+                f"expected the fields of {type(self).__name__}, got also {', '.join(unknown)}, which change nothing; "
+                "if a newer version has written the configuration, update cm3leon_hf"
+            )
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"expected a dtype of torch, such as 'bfloat16', got {self.dtype!r}; write its full name")
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -86,6 +118,11 @@ class CM3LeonConfig(PreTrainedConfig):
             raise ValueError(
                 f"expected zero_init among {allowed}, got {self.zero_init!r}; 'lm_head' needs untied heads"
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Saves the configuration; it names a class for each Auto class, where transformers would name one in all."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def vocab_size(self) -> int:

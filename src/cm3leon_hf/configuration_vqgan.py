@@ -20,6 +20,8 @@ class CM3LeonVQGANConfig(PreTrainedConfig):
         latent_channels (`int`): Channels between the convolutions and the quantiser's projections.
         embed_dim (`int`): Size of a codebook vector.
         num_embeddings (`int`): Number of codebook vectors.
+        gumbel (`bool`): Whether a code is the likeliest by learned logits instead of the nearest codebook vector, as in
+            the Gumbel VQGAN of taming-transformers: for its weights (`cm3leon convert`), not for training.
         norm_num_groups (`int`): Groups of the group normalisation.
         commitment_cost (`float`): Weight of the commitment loss (beta of VQ-VAE).
 
@@ -38,6 +40,7 @@ class CM3LeonVQGANConfig(PreTrainedConfig):
     latent_channels: int = 256
     embed_dim: int = 256
     num_embeddings: int = 8192
+    gumbel: bool = False
     norm_num_groups: int = 32
     commitment_cost: float = 0.25
 

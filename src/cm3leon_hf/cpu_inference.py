@@ -6,6 +6,8 @@ oneDNN's does not, once the matrix lies in the blocks that its kernels read. Wei
 read as they are, instead of being widened to bf16 in every step.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -15,7 +17,15 @@ ROWS = 2  # that oneDNN plans for: a prompt and its branch of guidance
 
 
 class PackedProjection(nn.Module):
-    """A projection without bias, `(..., in_features)` to `(..., out_features)`, that can only be evaluated."""
+    """Projections behind one another, `(..., in_features)` to `(..., out_features)`, that can only be evaluated."""
+
+    def __init__(self, biases: Sequence[torch.Tensor | None]):
+        super().__init__()
+        self.bias = None if biases[0] is None else torch.cat(biases)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        product = self.product(hidden_states)
+        return product if self.bias is None else product + self.bias
 
     def _save_to_state_dict(self, *args) -> None:
         raise ValueError("expected a model as it was loaded to save, got one optimized for the CPU; load it again")
@@ -24,23 +34,23 @@ class PackedProjection(nn.Module):
 class BlockedProjection(PackedProjection):
     """The weight lies in oneDNN's blocks."""
 
-    def __init__(self, weights: list[torch.Tensor]):
-        super().__init__()
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]):
+        super().__init__(biases)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), ROWS)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def product(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, None, "none", [], "")
 
 
 class Int8Projection(PackedProjection):
     """A weight of int8 with a scale for each of its rows."""
 
-    def __init__(self, weights: list[torch.Tensor]):
-        super().__init__()
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]):
+        super().__init__(biases)
         self.weight = torch.cat([weight.qdata for weight in weights])
         self.scale = torch.cat([weight.scale.flatten() for weight in weights]).to(weights[0].dtype)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def product(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = torch.ops.aten._weight_int8pack_mm(hidden_states.flatten(0, -2), self.weight, self.scale)
         return rows.unflatten(0, hidden_states.shape[:-1])
 
@@ -48,8 +58,8 @@ class Int8Projection(PackedProjection):
 class Int4Projection(PackedProjection):
     """A weight of int4 with a scale and a zero point for each group along its rows."""
 
-    def __init__(self, weights: list[torch.Tensor]):
-        super().__init__()
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]):
+        super().__init__(biases)
         codes, scale, zero = (
             torch.cat([getattr(weight, name) for weight in weights]) for name in ("qdata", "scale", "zero_point")
         )
@@ -57,7 +67,7 @@ class Int4Projection(PackedProjection):
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1)
         self.scale_and_zero = torch.stack([scale, -zero * scale], dim=-1).transpose(0, 1).contiguous()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def product(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.flatten(0, -2)
         rows = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, self.group, self.scale_and_zero)
         return rows.unflatten(0, hidden_states.shape[:-1])
@@ -84,7 +94,7 @@ class PackedHead(HeadProjection):
         with torch.device("meta"):
             super().__init__(head.in_features, head.out_features, bias=False)
         self.weight = head.weight
-        self.images, self.image_proj = images, BlockedProjection([head.weight[images]])
+        self.images, self.image_proj = images, BlockedProjection([head.weight[images]], [None])
 
     def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
         return self.image_proj(hidden_states) if rows == self.images else super().forward(hidden_states, rows)
@@ -127,15 +137,15 @@ def optimize_for_cpu(model: CM3LeonForCausalLM) -> CM3LeonForCausalLM:
 
 def packed(*projections: nn.Linear) -> PackedProjection:
     """One projection whose output is that of the given ones behind one another."""
-    weights = [projection.weight for projection in projections]
+    weights, biases = zip(*((projection.weight, projection.bias) for projection in projections))
     if type(weights[0]) is nn.Parameter:
-        return BlockedProjection(weights)
+        return BlockedProjection(weights, biases)
     from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
 
     if isinstance(weights[0], Int8Tensor) and weights[0].scale.numel() == len(weights[0]):
-        return Int8Projection(weights)
+        return Int8Projection(weights, biases)
     if isinstance(weights[0], IntxUnpackedToInt8Tensor) and weights[0].target_dtype == torch.int4:
-        return Int4Projection(weights)
+        return Int4Projection(weights, biases)
     raise ValueError(
         f"expected weights in float32, bf16, int8 with a scale a row, or int4, got {type(weights[0]).__name__}; "
         "quantise with Int8WeightOnlyConfig() or IntxWeightOnlyConfig(torch.int4, PerGroup(128))"

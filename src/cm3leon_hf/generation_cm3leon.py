@@ -3,9 +3,10 @@
 from functools import partial
 
 import torch
-from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, StaticCache
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StaticCache
 from transformers.generation import GenerationMode, TopPLogitsWarper
 
+from .generation_batching import CM3LeonBatchingMixin
 from .generation_branches import GUIDANCE_ARGUMENTS, add_branches, branches, choose_guidance, pad_left
 from .generation_jacobi import speculative_jacobi
 from .logits_processors import (
@@ -18,7 +19,7 @@ from .logits_processors import (
 from .vocabulary import GENERATION_MODES, Vocabulary
 
 
-class CM3LeonGenerationMixin(GenerationMixin):
+class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
     """
     Text and image generation on transformers' own loop.
 
@@ -219,10 +220,12 @@ class CM3LeonGenerationMixin(GenerationMixin):
         )
 
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
+        if model_kwargs is None:
+            return self._batching_processors(*args, **kwargs)
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
         images = self.config.vocabulary.image_ids
         quick = [ImageTopPLogitsWarper(p, images) if type(p) is TopPLogitsWarper else p for p in processors]
-        return LogitsProcessorList([*((model_kwargs or {}).get("guidance") or []), *quick])
+        return LogitsProcessorList([*(model_kwargs.get("guidance") or []), *quick])
 
 
 def _hole_processors(known_ids, text_pieces, length: int, vocabulary: Vocabulary) -> list:

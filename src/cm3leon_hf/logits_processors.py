@@ -140,6 +140,8 @@ class ModalityLogitsProcessor(LogitsProcessor):
         max_length (`int`, *optional*): Columns at which generation ends; no image is opened that would be cut off.
     """
 
+    supports_continuous_batching = True  # text and image mode do not look at what stands in a row
+
     def __init__(self, vocabulary: Vocabulary, generation_mode: str, max_length: int | None = None):
         self.vocabulary, self.generation_mode, self.max_length = vocabulary, generation_mode, max_length
         self.image = torch.zeros(vocabulary.size, dtype=torch.bool)

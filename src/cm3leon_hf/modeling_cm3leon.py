@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cm3leon import CM3LeonConfig
 from .generation_cm3leon import CM3LeonGenerationMixin
+from .loss_cm3leon import chunked_causal_loss
 
 
 def eager_attention_forward(
@@ -45,13 +46,13 @@ def better_without_sdpa(query: torch.Tensor, attention_mask: torch.Tensor | None
     return query.device.type == "cpu" and query.dtype != torch.float32 and few
 
 
-def residual_projection(in_features: int, out_features: int) -> nn.Linear:
+def residual_projection(in_features: int, out_features: int, bias: bool) -> nn.Linear:
     """
     A projection that writes to the residual stream, marked because it is initialised apart.
 
     Not a class of its own: bitsandbytes quantises what is `nn.Linear` itself.
     """
-    projection = nn.Linear(in_features, out_features, bias=False)
+    projection = nn.Linear(in_features, out_features, bias=bias)
     projection.writes_residual = True
     return projection
 
@@ -68,7 +69,7 @@ class PositionEmbedding(nn.Embedding):
 
 
 class CM3LeonAttention(nn.Module):
-    """Multi-head causal self-attention without biases."""
+    """Multi-head causal self-attention, without biases unless the configuration says so."""
 
     def __init__(self, config: CM3LeonConfig, layer_idx: int):
         super().__init__()
@@ -77,10 +78,10 @@ class CM3LeonAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.out_proj = residual_projection(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.out_proj = residual_projection(config.hidden_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,
@@ -109,16 +110,16 @@ class CM3LeonAttention(nn.Module):
 
 
 class CM3LeonDecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm layer: no biases, no dropout, no learnable norm parameters (section 3.2), otherwise as OPT."""
+    """Pre-norm layer, without dropout, learnable norm parameters or, by default, biases (section 3.2); else as OPT."""
 
     def __init__(self, config: CM3LeonConfig, layer_idx: int):
         super().__init__()
         self.self_attn_layer_norm = layer_norm(config)
         self.self_attn = CM3LeonAttention(config, layer_idx)
         self.final_layer_norm = layer_norm(config)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = residual_projection(config.intermediate_size, config.hidden_size)
+        self.fc2 = residual_projection(config.intermediate_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,
@@ -133,8 +134,8 @@ class CM3LeonDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(hidden_states))))
 
 
-def layer_norm(config: CM3LeonConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
+def layer_norm(config: CM3LeonConfig, affine: bool = False) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=affine)
 
 
 def sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -176,6 +177,33 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
             init.copy_(module.weight, sinusoids(*module.weight.shape) * 2**0.5 * config.initializer_range)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+        if getattr(module, "bias", None) is not None:
+            init.zeros_(module.bias)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """
+        Returns the embedding: it has its size for good, because image ids stand behind the text ids.
+
+        Args:
+            new_num_tokens (`int`, *optional*): As many as there are.
+            pad_to_multiple_of (`int`, *optional*): A divisor of it.
+
+        Raises:
+            ValueError: for another size.
+        """
+        size, multiple = self.config.vocab_size, pad_to_multiple_of or 1
+        wanted = -(-(new_num_tokens or size) // multiple) * multiple
+        if wanted != size:
+            raise ValueError(
+                f"expected {size} ids, {self.config.text_vocab_size} of text and then {self.config.image_vocab_size} "
+                f"of images, got {wanted}, which would move or cut image ids; give new text tokens ids that the "
+                "tokenizer has left free, or set a larger text_vocab_size before training"
+            )
+        return self.get_input_embeddings()
 
 
 class CM3LeonModel(CM3LeonPreTrainedModel):
@@ -186,7 +214,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(CM3LeonDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.final_layer_norm = layer_norm(config)
+        self.final_layer_norm = layer_norm(config, config.layer_norm_affine)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -292,6 +320,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         image_logits_only: bool = False,
+        loss_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
@@ -302,6 +331,8 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
                 which; 0 for all.
             image_logits_only (`bool`): Whether to evaluate the head for image ids alone, which is less to read where no
                 text can follow; the logits of text are then −inf.
+            loss_only (`bool`): Whether to compute the loss without the logits, which are then `None`: for training, in
+                less memory and time. Needs torch 2.13.
 
         The other arguments are those of [`CM3LeonModel`].
 
@@ -318,10 +349,15 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(outputs.last_hidden_state[:, kept], image_logits_only)
-        loss = None
-        if labels is not None:
+        logits = loss = None
+        if loss_only:
+            loss = chunked_causal_loss(
+                outputs.last_hidden_state, self.lm_head.weight, labels, kwargs.get("num_items_in_batch")
+            )
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._logits(outputs.last_hidden_state[:, kept], image_logits_only)
+        if labels is not None and not loss_only:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -173,7 +173,8 @@ class VectorQuantizer(nn.Module):
     Nearest codebook vector, with a straight-through gradient (van den Oord et al. 2017).
 
     A code may cost something on top of its squared distance: training with an entropy weight sets `rates` so that rare
-    codes must be worth their bits (entropy-constrained vector quantisation, Chou et al. 1989). Zeros are plain VQ.
+    codes must be worth their bits (entropy-constrained vector quantisation, Chou et al. 1989). Zeros are plain VQ. With
+    `config.gumbel` the largest of learned logits decides instead of the distance.
     """
 
     def __init__(self, config: CM3LeonVQGANConfig):
@@ -181,9 +182,13 @@ class VectorQuantizer(nn.Module):
         self.commitment_cost = config.commitment_cost
         self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
         self.register_buffer("rates", torch.zeros(config.num_embeddings))
+        self.proj = nn.Conv2d(config.embed_dim, config.num_embeddings, 1) if config.gumbel else None
 
     def nearest(self, latents: torch.Tensor) -> torch.LongTensor:
-        """`(batch, embed_dim, h, w)` latents to `(batch, h * w)` codes, computed in float32."""
+        """`(batch, embed_dim, h, w)` latents to `(batch, h * w)` codes, computed in float32, without noise."""
+        if self.proj is not None:
+            logits = F.conv2d(latents.float(), self.proj.weight.float(), self.proj.bias.float())
+            return logits.flatten(2).argmax(1)
         flat = latents.flatten(2).transpose(1, 2).float()
         codebook = self.embedding.weight.float()
         # |z - e|² without |z|², which is the same for every e

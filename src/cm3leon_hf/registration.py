@@ -1,4 +1,4 @@
-"""Makes the Auto classes know CM3Leon, without importing them before the user does.
+"""Makes the Auto classes know CM3Leon, without importing them before the user does, and what is saved carry its code.
 
 Importing transformers is quick because it loads its parts on first use. Registering needs the Auto classes and our
 models, and so torch: doing that at `import cm3leon_hf` would cost many times what transformers itself costs. So a
@@ -73,8 +73,13 @@ def _register() -> None:
 
     for config in (CM3LeonConfig, CM3LeonVQGANConfig):
         AutoConfig.register(config.model_type, config)
+        config.register_for_auto_class()  # `save_pretrained` puts the code beside the weights, for `trust_remote_code`
     AutoModel.register(CM3LeonConfig, CM3LeonModel)
     AutoModel.register(CM3LeonVQGANConfig, CM3LeonVQGAN)
     for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto_class.register(CM3LeonConfig, CM3LeonForCausalLM)
     AutoProcessor.register(CM3LeonConfig, CM3LeonProcessor)
+    for model in (CM3LeonModel, CM3LeonVQGAN):
+        model.register_for_auto_class("AutoModel")
+    CM3LeonForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    CM3LeonProcessor.register_for_auto_class()

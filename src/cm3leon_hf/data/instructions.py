@@ -204,11 +204,21 @@ def undecoded(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
 
 
 def entry(row: dict[str, Any], path: str) -> Any:
-    """What stands at `"column"`, or in the entry `"column.name"` of it or of all that it lists."""
-    name, *names = path.split(".")
-    value = row[name]
+    """
+    What stands at `"column"`, or in the entry `"column.name"` of it or of all that it lists.
+
+    Raises:
+        ValueError: if there is no such entry.
+    """
+    column, *names = path.split(".")
+    value = row[column]
     for name in names:
-        value = [one[name] for one in value] if isinstance(value, list) else value[name]
+        held = value if isinstance(value, list) else [value]
+        wrong = [one for one in held if one is not None and name not in one]
+        if wrong:
+            raise ValueError(f"expected the entry {name!r} in the column {column!r}, got {wrong[0]}; correct {path!r}")
+        found = [None if one is None else one[name] for one in held]
+        value = found if isinstance(value, list) else found[0]
     return value
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -191,6 +191,26 @@ class Run:
     def scored(self, name: str, count: int) -> list[list[float]]:
         """The scores of a folder that is whole."""
         return [json.loads((self.folder / "scored" / name / f"{row:06d}.json").read_text()) for row in range(count)]
+
+    def answer(self, name: str, rows: Sequence, make: Callable[[Sequence], list]) -> None:
+        """
+        Answers rows of any kind.
+
+        Args:
+            name (`str`): Of the folder.
+            rows (`Sequence`): What is asked.
+            make (`Callable`): Rows to answers, which JSON can hold.
+        """
+        for number, paths in self.batches(self.folder / "answered" / name, len(rows), ".json"):
+            self._seed(f"answered\0{name}", number)
+            for path, one in zip(paths, make(rows[number * self.batch_size :][: self.batch_size])):
+                with atomic(path) as part:
+                    part.write_text(json.dumps(one, ensure_ascii=False), "utf-8")
+
+    def answered(self, name: str, count: int) -> list:
+        """The answers of a folder that is whole."""
+        folder = self.folder / "answered" / name
+        return [json.loads((folder / f"{row:06d}.json").read_text("utf-8")) for row in range(count)]
 
     def _seed(self, what: str, number: int) -> None:
         words = f"{self.seed}\0{what}\0{number}".encode()

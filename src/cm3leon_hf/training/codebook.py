@@ -96,8 +96,10 @@ def keep_codes(vqgan: CM3LeonVQGAN, kept: torch.LongTensor) -> None:
     Pictures that used none of the others keep their quantised latents, and so what they decode to.
 
     Raises:
-        ValueError: if `kept` is empty, not ascending, or outside the codebook.
+        ValueError: if `kept` is empty, not ascending, or outside the codebook, or the VQGAN is a Gumbel VQGAN.
     """
+    if vqgan.config.gumbel:
+        raise ValueError("expected a VQGAN whose codes are the nearest, got one with gumbel=True; keep all its codes")
     size = vqgan.config.num_embeddings
     if not len(kept) or (kept.diff() <= 0).any() or kept[0] < 0 or kept[-1] >= size:
         raise ValueError(f"expected ascending codes in [0, {size}) to keep, got {kept.tolist()}")

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
+from ..loss_cm3leon import has_chunked_loss
+from ..modeling_cm3leon import CM3LeonForCausalLM
 from ..vocabulary import Vocabulary
 from .faults import FiniteStepsMixin
 from .resuming import ExactResumeMixin
@@ -30,6 +32,12 @@ class PretrainingTrainer(ExactResumeMixin, FiniteStepsMixin, ThroughputTrainer):
             compute_metrics=perplexities,
             **kwargs,
         )
+        self.has_chunked_loss = has_chunked_loss() and isinstance(self.model, CM3LeonForCausalLM)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training and self.has_chunked_loss:
+            inputs = inputs | {"loss_only": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def token_losses(vocabulary: Vocabulary) -> Callable:

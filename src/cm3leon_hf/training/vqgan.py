@@ -39,6 +39,10 @@ class VQGANObjective(nn.Module):
 
     def __init__(self, vqgan: CM3LeonVQGAN, loss_config: VQGANLossConfig):
         super().__init__()
+        if vqgan.config.gumbel:
+            raise ValueError(
+                "expected a VQGAN whose codes are the nearest, got one with gumbel=True; it is not trained"
+            )
         self.vqgan, self.loss_config = vqgan, loss_config
         vqgan.quantize.embedding.requires_grad_(False)  # moving averages, not gradients, move the codebook
         self.codebook = CodebookLearner(

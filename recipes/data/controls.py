@@ -1,0 +1,153 @@
+"""Adds control signals of its pictures to a data set: edges, depth, poses and the like, and the texts in them.
+
+    python recipes/data/controls.py --dataset data/emoji --output_dir data/emoji-controls --controls canny scribble \\
+        --edges canny --size 96
+    python recipes/data/controls.py --dataset data/emoji --show controls.png --controls canny scribble   # looks first
+    torchrun --nproc-per-node 8 recipes/data/controls.py --config YAML           # or: srun, one process a GPU
+
+Every split becomes `num_shards` Parquet files with a column for each control, named after it (`ocr` adds `ocr_texts`
+and `ocr_boxes`). Rows with broken pictures are left out and counted. Processes share the files, and a stopped run goes
+on with the first file that is not there yet. `--show` draws the first pictures beside their controls, which tells
+whether thresholds and sizes suit before hours are spent. Canny, scribble with `--edges canny` and OCR need no
+checkpoint; the others fetch theirs from the hub once.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from datasets import load_dataset
+from PIL import Image, ImageDraw
+from tokenize_images import device, environment, in_shards
+from trl import TrlParser
+
+from cm3leon_hf.data.controls import CONTROLS, OCR, Annotator, annotated
+from cm3leon_hf.grid import draw_grid
+
+KINDS = CONTROLS | {"ocr": OCR}
+EDGES = ("canny", "hed")
+
+
+@dataclass
+class ControlsArguments:
+    dataset: str = field(metadata={"help": "Folder, hub name, or format of `files`: parquet, webdataset, imagefolder."})
+    controls: list[str] = field(metadata={"help": f"Columns to add, any of: {', '.join(KINDS)}."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the Parquet files."})
+    show: str | None = field(default=None, metadata={"help": "Picture to draw of the first rows and their controls."})
+    show_rows: int = field(default=4, metadata={"help": "Rows on that picture."})
+    files: str | None = field(default=None, metadata={"help": "Pattern of files, such as shards/*.tar."})
+    streaming: bool = field(default=False, metadata={"help": "Read without downloading; a file a source's file."})
+    image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
+    size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Shorter side of the control pictures: the resolution of the image tokenizer that will read them, "
+            "such as 256, since thin lines fade when they are scaled down later. By default that of the pictures."
+        },
+    )
+    edges: str = field(default="hed", metadata={"help": "Edges that scribbles are made of: canny or hed."})
+    options: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Options of controls, such as canny.low=50 scribble.thickness=0.03 depth.checkpoint=FOLDER; "
+            "their docstrings in cm3leon_hf/data/controls*.py explain them."
+        },
+    )
+    batch_size: int = field(default=16, metadata={"help": "Pictures in one forward pass."})
+    num_shards: int = field(default=1, metadata={"help": "Files for each split that is not streamed."})
+    rank: int = field(
+        default_factory=lambda: environment("RANK", "SLURM_PROCID", default=0),
+        metadata={"help": "Number of this process; torchrun and Slurm set it."},
+    )
+    world_size: int = field(
+        default_factory=lambda: environment("WORLD_SIZE", "SLURM_NTASKS", default=1),
+        metadata={"help": "Number of processes; torchrun and Slurm set it."},
+    )
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.controls) - KINDS.keys()):
+            raise ValueError(f"expected controls among {list(KINDS)}, got {unknown[0]!r}")
+        if self.edges not in EDGES:
+            raise ValueError(f"expected edges among {list(EDGES)}, got {self.edges!r}")
+        if self.output_dir is None and self.show is None:
+            raise ValueError("expected output_dir or show, got neither; say where the controls should go")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"expected a rank from 0 to {self.world_size - 1}, got {self.rank}; count from 0")
+
+
+def read_options(options: list[str]) -> dict[str, dict]:
+    """Options `name.option=value` by control; values are read as YAML."""
+    read = {name: {} for name in KINDS}
+    for option in options:
+        key, _, value = option.partition("=")
+        name, _, key = key.partition(".")
+        allowed = [known.name for known in fields(KINDS[name]) if known.init] if name in KINDS else []
+        if key not in allowed or not value:
+            raise ValueError(f"expected NAME.OPTION=VALUE, of {name!r} one of {allowed}, got {option!r}")
+        read[name][key] = yaml.safe_load(value)
+    return read
+
+
+def build(args: ControlsArguments) -> list[Annotator]:
+    """The wanted controls with their options, each on this process's device."""
+    options = read_options(args.options)
+    place = device(args.rank)
+
+    def one(name: str, **defaults) -> Annotator:
+        if "checkpoint" in {known.name for known in fields(KINDS[name])}:
+            defaults["device"] = place
+        if name == "scribble":
+            defaults["edges"] = one(args.edges)
+        return KINDS[name](**{"image_column": args.image_column, "size": args.size} | defaults | options[name])
+
+    return [one(name) for name in args.controls]
+
+
+def contact_sheet(rows: list[dict], annotators: list[Annotator]) -> Image.Image:
+    """The pictures of rows, each beside its controls; texts are shown in their boxes."""
+    cells, labels = [], []
+    for row in rows:
+        picture = annotators[0].read(row[annotators[0].image_column])
+        cells.append(picture)
+        labels.append("picture")
+        for annotator in annotators:
+            is_text = isinstance(annotator, OCR)
+            cells.append(boxed(picture, row["ocr_boxes"]) if is_text else row[annotator.name])
+            labels.append(", ".join(row["ocr_texts"]) or "no text" if is_text else annotator.name)
+    return draw_grid(cells, labels, columns=1 + len(annotators))
+
+
+def boxed(picture: Image.Image, boxes: list[list[float]]) -> Image.Image:
+    picture = picture.copy()
+    width, height = picture.size
+    for x0, y0, x1, y1 in boxes:
+        ImageDraw.Draw(picture).rectangle((x0 * width, y0 * height, x1 * width, y1 * height), outline="red")
+    return picture
+
+
+def main(args: ControlsArguments) -> None:
+    annotators = build(args)
+    splits = load_dataset(args.dataset, data_files=args.files, streaming=args.streaming)
+    if args.show:
+        first = in_shards(next(iter(splits.values())), 1)[0].take(args.show_rows)
+        contact_sheet(list(annotated(first, annotators, args.show_rows)), annotators).save(args.show)
+        print(f"{args.show}: {', '.join(args.controls)}")
+    if args.output_dir is None:
+        return
+    folder = Path(args.output_dir) / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        parts = in_shards(split, args.num_shards)
+        for index in range(args.rank, len(parts), args.world_size):
+            path = folder / f"{name}-{index:05d}-of-{len(parts):05d}.parquet"
+            if path.exists():
+                print(f"{name}: {path} is there; remove it to draw its controls again")
+                continue
+            annotated(parts[index], annotators, args.batch_size).to_parquet(path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+            skipped = sum(annotator.skipped for annotator in annotators)
+            print(f"{name}: {path.name} written, {skipped} broken pictures skipped so far")
+
+
+if __name__ == "__main__":
+    main(*TrlParser(ControlsArguments).parse_args_and_config())

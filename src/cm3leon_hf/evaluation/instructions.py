@@ -1,0 +1,73 @@
+"""Answers to instruction rows: the prompt that a row's document begins with, and what a model makes of it."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..vocabulary import BREAK, IMAGE, INFILL, MASK
+from .runs import GREEDY
+
+
+def instruction_prompt(texts: Sequence[str | None], answer: int) -> str:
+    """
+    The prompt whose continuation is a row's answer, as the processor takes it: each image is an `<image>`.
+
+    An image is drawn behind all that stands in front of it. A text fills the `<mask>` in its place, as in section 2.2,
+    so that the images behind it are read first.
+
+    Args:
+        texts (`Sequence[str | None]`): The row's parts; `None` where an image stands.
+        answer (`int`): The part that is the answer.
+
+    Raises:
+        ValueError: if an image is the answer and does not stand last.
+    """
+    if texts[answer] is None and answer != len(texts) - 1:
+        raise ValueError(f"expected an image that is the answer as the last part, got part {answer} of {len(texts)}")
+    is_drawn = texts[answer] is None
+    shown = [*texts[:answer], *([] if is_drawn else [MASK, *texts[answer + 1 :]])]
+    prompt, before = "", shown[0]
+    for part in shown:
+        prompt += (BREAK if (part is None) != (before is None) else "") + (IMAGE if part is None else part)
+        before = part
+    return f"{prompt}{BREAK if is_drawn else INFILL}"
+
+
+def is_drawn(row: dict) -> bool:
+    """Whether a row's answer is an image."""
+    return row["texts"][row["answer"]] is None
+
+
+def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict | None = None) -> list[list[int] | str]:
+    """
+    A model's answers to rows whose answers are all images, or all texts.
+
+    Args:
+        rows (`Sequence[dict]`): With `texts`, `codes` and `answer`.
+        model ([`CM3LeonForCausalLM`]): Answers.
+        processor ([`CM3LeonProcessor`]): Makes ids.
+        arguments (`dict`, *optional*): Of `generate`; texts are greedy and unguided by default.
+
+    Returns:
+        Codes `(image_length,)` of an image, or a text without spaces around it, for each row.
+
+    Raises:
+        ValueError: for rows of both kinds.
+    """
+    drawn = {is_drawn(row) for row in rows}
+    if len(drawn) != 1:
+        raise ValueError(f"expected rows whose answers are all images or all texts, got {len(rows)} of both kinds")
+    prompts = [instruction_prompt(row["texts"], row["answer"]) for row in rows]
+    stops = [row["answer"] if is_drawn(row) else len(row["codes"]) for row in rows]
+    shown = [one for row, stop in zip(rows, stops) for one in row["codes"][:stop] if one is not None]
+    inputs = processor(text=prompts, image_codes=torch.tensor(shown) if shown else None).to(model.device)
+    if drawn == {True}:
+        ids = model.generate(**inputs, generation_mode="image", **arguments or {})
+        vocabulary = processor.vocabulary
+        return vocabulary.ids_to_codes(ids[:, -vocabulary.image_length :]).tolist()
+    ids = model.generate(**inputs, generation_mode="text", **GREEDY | (arguments or {}))
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.post_process_multimodal_output(new, generation_mode="text")]
+
+
+__all__ = ["answer_instructions", "instruction_prompt", "is_drawn"]

@@ -1,0 +1,392 @@
+"""Instruction rows from drawn emoji, and the evaluation of what a model makes of the held-out ones."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import emoji_corpus as corpus_of
+import emoji_pictures
+import emoji_tasks as recipe
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import GRID_SIZE, IMAGE_SIZE, REPOSITORY, draw, load_recipe, small_model
+from datasets import Dataset, load_dataset
+from PIL import Image
+
+from cm3leon_hf.evaluation.boxes import drawn_box_iou, drawn_boxes
+from cm3leon_hf.evaluation.instructions import answer_instructions, instruction_prompt
+from cm3leon_hf.evaluation.probes import Probe
+from cm3leon_hf.processing_prompts import CONTROLS
+
+STYLES = ("noto", "twemoji")
+HELD_OUT_CONCEPT = "goat"
+EMOJI = {  # concept: hexcode, group, subgroup, colour, shape, skin tones
+    "red heart": ("2764", "smileys-emotion", "heart", "red", "circle", [""]),
+    "blue heart": ("1F499", "smileys-emotion", "heart", "blue", "circle", [""]),
+    "man artist": ("1F468-200D-1F3A8", "people-body", "person-role", "green", "circle", [""]),
+    "woman artist": ("1F469-200D-1F3A8", "people-body", "person-role", "yellow", "circle", [""]),
+    "waving hand": ("1F44B", "people-body", "hand-fingers-open", "brown", "square", ["", "light", "dark"]),
+    "thumbs up": ("1F44D", "people-body", "hand-fingers-closed", "brown", "circle", ["", "light", "dark"]),
+    "ok button": ("1F197", "symbols", "alphanum", "blue", "square", [""]),
+    "pig": ("1F416", "animals-nature", "animal-mammal", "pink", "circle", [""]),
+    "pizza": ("1F355", "food-drink", "food-prepared", "orange", "square", [""]),
+    "rocket": ("1F680", "travel-places", "transport-air", "grey", "square", [""]),
+    HELD_OUT_CONCEPT: ("1F410", "animals-nature", "animal-mammal", "black", "square", [""]),
+}
+HELD_OUT_PAIRS = {
+    (concept, "noto") for concept in ("blue heart", "woman artist", "waving hand", "ok button", "pig", "pizza")
+}
+ROWS = {
+    "train": dict.fromkeys(
+        [f"edit/{kind}" for kind in ("style", "skin_tone", "gender", "colour")]
+        + ["no_edit", "canny", "scribble", "segmentation", "grounded", "write/word", "write/emoji", "captioning"]
+        + [f"vqa/{kind}" for kind in ("style", "skin_tone", "group", "name", "left", "right")]
+        + ["long_caption", "reasoning/group", "reasoning/relative"],
+        8,
+    )
+    | {"captioning": 40},
+    "heldout_pairs": {"edit/style": 4, "edit/skin_tone": 4, "edit/gender": 2, "edit/colour": 2, "no_edit": 3}
+    | {"canny": 2, "grounded": 3, "captioning": 8, "vqa/name": 3, "reasoning/group": 2, "write/emoji": 2},
+    "heldout_concepts": {"edit/style": 2, "no_edit": 2},
+}
+
+
+def split_of(concept: str, style: str) -> str:
+    if concept == HELD_OUT_CONCEPT:
+        return "heldout_concepts"
+    return "heldout_pairs" if (concept, style) in HELD_OUT_PAIRS else "train"
+
+
+def emoji_rows() -> dict[str, list[dict]]:
+    """Every picture with codes that no other has."""
+    rng, splits = np.random.default_rng(0), {split: [] for split in ROWS}
+    for concept, (hexcode, group, subgroup, colour, shape, tones) in EMOJI.items():
+        for style in STYLES:
+            for tone in tones:
+                subject = f"{concept} with {tone} skin tone" if tone else concept
+                row = {"image": draw(colour, shape), "concept": concept, "hexcode": hexcode, "style": style}
+                row |= {"group": group, "subgroup": subgroup, "skin_tone": tone, "tags": ["nice", "small"]}
+                row |= {"source": f"{style} {subject}", "captions": [f"{subject}, {style} style", f"{style} {subject}"]}
+                row["codes"] = rng.integers(0, IMAGE_SIZE, GRID_SIZE**2).tolist()
+                splits[split_of(concept, style)].append(row)
+    return splits
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, saved_vqgan):
+    """Of the recipe, for a corpus on disk."""
+    folder = tmp_path_factory.mktemp("emoji")
+    for split, rows in emoji_rows().items():
+        data = Dataset.from_list(rows)
+        data.remove_columns("codes").to_parquet(folder / "emoji/data" / f"{split}-00000-of-00001.parquet")
+        data.remove_columns("image").to_parquet(folder / "codes/data" / f"{split}-00000-of-00001.parquet")
+    values = yaml.safe_load((REPOSITORY / "recipes/data/emoji_tasks.yaml").read_text(encoding="utf-8"))
+    paths = {"corpus": str(folder / "emoji"), "codes": str(folder / "codes"), "out": str(folder / "tasks")}
+    return recipe.EmojiTasksConfig(**values | paths | {"vqgan": saved_vqgan, "rows": ROWS})
+
+
+@pytest.fixture(scope="module")
+def built(config):
+    recipe.main(config)
+    return {name: list(split) for name, split in load_dataset(config.out).items()}
+
+
+def of_task(rows: list[dict], task: str, kind: str = "") -> list[dict]:
+    found = [row for row in rows if row["task"] == task and kind in ("", row["kind"])]
+    assert found, f"no rows of {task} {kind}"
+    return found
+
+
+def key(codes) -> tuple[int, ...]:
+    return tuple(codes)
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[int, ...], tuple[str, dict]]:
+    """By codes, a picture's split and row."""
+    return {key(row["codes"]): (split, row) for split, rows in emoji_rows().items() for row in rows}
+
+
+def test_training_rows_show_and_name_nothing_that_is_held_out(built, known):
+    drawn = {"grounded", "canny", "scribble", "segmentation"}
+    for row in built["train"]:
+        said = " ".join(text for text in row["texts"] if text)
+        assert HELD_OUT_CONCEPT not in said
+        assert not any(f"{concept}, {style} style" in said for concept, style in HELD_OUT_PAIRS)
+        shown = [codes for codes in row["codes"] if codes]
+        if row["task"] in drawn:
+            shown = shown[1:]  # the first one was drawn for the task
+        elif row["kind"] in ("word", "left", "right"):
+            shown = []
+        assert all(known[key(codes)][0] == "train" for codes in shown)
+
+
+def test_edits_change_one_attribute_and_held_out_ones_end_with_a_held_out_picture(built, known):
+    for split, rows in built.items():
+        for row in of_task(rows, "edit"):
+            (_, start), (place, end) = (known[key(codes)] for codes in row["codes"] if codes)
+            assert place == split and end[row["kind"]] if row["kind"] == "style" else True
+            kept = {"style": ("concept", "skin_tone"), "skin_tone": ("concept", "style")}
+            for name in kept.get(row["kind"], ("style", "skin_tone")):
+                assert start[name] == end[name]
+            assert start != end and row["concept"] == end["concept"]
+            assert (row["value"] or "default yellow") in row["texts"][2]
+
+
+def test_edits_name_the_gender_or_colour_that_comes_out(built):
+    assert {row["value"] for row in of_task(built["heldout_pairs"], "edit", "gender")} == {"woman"}
+    assert {row["concept"] for row in of_task(built["heldout_pairs"], "edit", "colour")} == {"blue heart"}
+    assert {row["concept"] for row in of_task(built["train"], "edit", "colour")} == {"red heart", "blue heart"}
+
+
+def test_no_edit_keeps_the_codes(built):
+    for rows in built.values():
+        for row in of_task(rows, "no_edit"):
+            assert row["codes"][1] == row["codes"][3] and row["answer"] == 3
+
+
+def test_boxes_are_where_the_canvas_shows_something():
+    pictures = [draw("red", "square", 48), draw("blue", "circle", 48), draw("green", "square", 48)]
+    for count in (2, 3):
+        canvas, boxes = emoji_pictures.compose(pictures[:count], 96, np.random.default_rng(count))
+        asked = np.array(boxes) / 96
+        np.testing.assert_allclose(drawn_boxes(canvas, asked), asked, atol=1.01 / 96)
+        assert drawn_box_iou(canvas, asked).min() > 0.9
+
+
+def test_prompts_write_boxes_as_locations(built):
+    for row in of_task(built["train"], "grounded"):
+        written = [int(number) for number in re.findall(r"<loc_(\d+)>", row["texts"][0])]
+        bins = [min(int(side * 256), 255) for box in row["boxes"] for side in box]
+        assert written == bins and len(row["objects"]) == len(row["boxes"]) in (2, 3)
+        assert all(f"{name} at <loc_" in row["texts"][0] for name in row["objects"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_questions_about_sides_have_the_canvas_answer(built, side):
+    canvases = {key(row["codes"][-1]): row for row in of_task(built["train"], "grounded")}
+    for row in of_task(built["train"], "vqa", side):
+        canvas = canvases[key(row["codes"][-1])]
+        left = int(canvas["boxes"][0][0] > canvas["boxes"][1][0])
+        assert row["value"] == canvas["objects"][left if side == "left" else 1 - left]
+        assert row["texts"][row["answer"]].strip() == row["value"]
+
+
+def test_segmentation_fills_holes_that_the_border_does_not_reach():
+    ring = Image.new("RGB", (9, 9), "white")
+    ring.paste("black", (2, 2, 7, 7))
+    ring.paste("white", (4, 4, 5, 5))
+    (drawn,) = emoji_pictures.Foreground().draw([ring])
+    assert np.array_equal(np.asarray(drawn) > 0, np.pad(np.ones((5, 5), bool), 2))
+
+
+def test_reasoning_explains_and_chooses_the_group(built):
+    row = of_task(built["heldout_pairs"], "reasoning", "group")[0]
+    said = "".join(text for text in row["texts"] if text)
+    assert "\nOptions: (A) " in said and row["texts"][row["answer"]].endswith(f") {row['value']}")
+
+
+def test_words_of_held_out_rows_are_not_written_in_training(config):
+    config = recipe.EmojiTasksConfig(**vars(config) | {"heldout_words": 0.5})
+    pictures, _ = corpus_of.load_corpus(config.codes, config.corpus)
+    words = recipe.words_by_split(pictures, config)
+    assert words["train"] and words["heldout_pairs"] and not {*words["train"]} & {*words["heldout_pairs"]}
+    assert HELD_OUT_CONCEPT not in words["train"]
+
+
+@pytest.mark.parametrize(
+    "hexcode, subgroup, kin",
+    [
+        ("1F469-1F3FD-200D-1F3A8", "person-role", ("1F9D1-200D-1F3A8", "woman")),
+        ("1F9D1-200D-1F3A8", "person-role", ("1F9D1-200D-1F3A8", "person")),
+        ("1F3C3-200D-2642-FE0F", "person-activity", ("1F3C3", "man")),
+        ("1F468-200D-1F469-200D-1F466", "family", ("", "")),
+        ("1F468-200D-1F91D-200D-1F468", "person", ("", "")),
+    ],
+)
+def test_genders_are_read_from_hexcodes(hexcode, subgroup, kin):
+    assert corpus_of.gender_of(hexcode, subgroup) == kin
+
+
+def test_colours_are_read_from_names():
+    assert corpus_of.colour_of("light blue heart") == ("{} heart", "light blue")
+    assert corpus_of.colour_of("pig") == ("", "")
+
+
+def test_spread_takes_from_every_key_before_it_takes_twice():
+    drawn = corpus_of.spread("aaaaabbc", str, 5, np.random.default_rng(0))
+    assert sorted(drawn) == ["a", "a", "b", "b", "c"]
+
+
+def test_a_stopped_build_encodes_only_what_is_not_there(config, built, monkeypatch):
+    shutil.rmtree(config.out)
+    monkeypatch.setattr(recipe.ImageTokenizer, "encode", None)
+    recipe.main(config)
+    again = {name: list(split) for name, split in load_dataset(config.out).items()}
+    assert again == built
+    with pytest.raises(ValueError, match="expected .* to be new"):
+        recipe.main(config)
+
+
+def test_errors_of_the_builder_name_the_remedy(config):
+    with pytest.raises(ValueError, match=r"got \['sing'\]"):
+        recipe.EmojiTasksConfig(**vars(config) | {"rows": {"train": {"sing": 1}}})
+    with pytest.raises(ValueError, match="expected codes of the pictures"):
+        corpus_of.load_corpus(config.out, config.corpus)
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """The evaluation's recipe."""
+    return load_recipe("evaluate/emoji_tasks.py")
+
+
+def test_prompts_of_rows_are_those_of_the_processor(processor):
+    codes = torch.arange(GRID_SIZE**2)[None]
+    picture = draw("red", "circle")
+    seen = processor.encode_images(picture)
+
+    def ids(texts, answer, shown):
+        return processor(text=instruction_prompt(texts, answer), image_codes=shown)["input_ids"].tolist()
+
+    edit = ["Edit first image following the instruction", None, "make it blue", None]
+    assert ids(edit, 3, seen) == processor.for_editing(picture, "make it blue")["input_ids"].tolist()
+    control = [f"Make high quality image from {CONTROLS['canny']}", None, "a red circle", None]
+    wanted = processor.for_image_to_image(picture, "canny", "a red circle")["input_ids"].tolist()
+    assert ids(control, 3, seen) == wanted
+    caption = ["Describe the given picture.", " a red circle", None]
+    wanted = processor.for_image_to_text(text="Describe the given picture.", image_codes=codes)["input_ids"].tolist()
+    assert ids(caption, 1, codes) == wanted
+    assert ids(["a red circle", None], 1, None) == processor.for_text_to_image("a red circle")["input_ids"].tolist()
+    assert instruction_prompt(["Answer:", " red", ".", None], 1) == "Answer:<mask>.<break><image><infill>"
+    with pytest.raises(ValueError, match="last part"):
+        instruction_prompt([None, "a red circle"], 0)
+
+
+def test_answers_are_what_generate_continues_with(processor):
+    model = small_model(max_position_embeddings=256)
+    shown = list(range(GRID_SIZE**2))
+    edit = {"texts": ["Edit", None, "make it blue", None], "codes": [None, shown, None, shown], "answer": 3}
+    (codes,) = answer_instructions([edit], model, processor, {"do_sample": False, "guidance_scale": 1.0})
+    inputs = processor(text="Edit<break><image><break>make it blue<break>", image_codes=torch.tensor([shown]))
+    ids = model.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=1.0)
+    assert codes == processor.vocabulary.ids_to_codes(ids[0, -(GRID_SIZE**2) :]).tolist()
+    ask = {"texts": ["Describe.", " a circle", None], "codes": [None, None, shown], "answer": 1}
+    (said,) = answer_instructions([ask], model, processor, {"max_new_tokens": 4})
+    assert isinstance(said, str)
+    with pytest.raises(ValueError, match="both kinds"):
+        answer_instructions([edit, ask], model, processor)
+
+
+def test_boxes_that_nothing_fills_have_no_overlap():
+    assert drawn_box_iou(Image.new("RGB", (96, 96), "white"), [[0.1, 0.1, 0.5, 0.5]]).tolist() == [0]
+    canvas = Image.new("RGB", (100, 100), "white")
+    canvas.paste("red", (10, 10, 30, 30))
+    asked = [[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.9, 0.9]]
+    assert drawn_box_iou(canvas, asked).tolist() == [1, 0]
+    assert drawn_box_iou(canvas, [[0.2, 0.1, 0.4, 0.3]]) == pytest.approx([1 / 3])
+    with pytest.raises(ValueError, match="boxes"):
+        drawn_box_iou(canvas, [])
+
+
+def test_a_probe_tells_classes_of_unseen_features():
+    rng = np.random.default_rng(0)
+    means = {"red": [4, 0, 0], "blue": [0, 4, 0], "green": [0, 0, 4]}
+    labels = [name for name in means for _ in range(20)]
+    features = np.array([means[name] for name in labels]) + rng.normal(size=(60, 3))
+    probe = Probe(features, labels)
+    assert probe(np.array(list(means.values()), float)) == list(means)
+    for classes in (["red"] * 60, [str(number) for number in range(60)]):
+        with pytest.raises(ValueError, match="more pictures than classes"):
+            Probe(features, classes)
+
+
+class Oracle:
+    """Sees what features, which are rows, say."""
+
+    network = None
+    kin = {"red heart": "{} heart", "blue heart": "{} heart", "pig": "pig"}
+
+    def right(self, kind, rows, features):
+        return [one == row for one, row in zip(features, rows)]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_right_answers_score_one_and_wrong_ones_nothing(built, judged, processor, monkeypatch, is_right):
+    rows = built["heldout_pairs"]
+    monkeypatch.setattr(judged, "features_of", lambda pictures, network: np.array(pictures, dtype=object))
+    for task in ("edit", "no_edit", "grounded", "captioning", "vqa", "reasoning"):
+        part = of_task(rows, task)
+        answers = judged.right_answers(part)
+        if task in ("edit", "grounded"):
+            pictures = [canvas_of(row) if is_right else Image.new("RGB", (96, 96), "white") for row in part]
+            shown = pictures if task == "grounded" else [row if is_right else None for row in part]
+            monkeypatch.setattr(judged, "decoded", lambda answers, processor, shown=shown: shown)
+        elif not is_right:
+            answers = [[code + 1 for code in one] if task == "no_edit" else f"not {one}, you" for one in answers]
+        for name, values in judged.measure(task, part, answers, processor, Oracle()).items():
+            assert np.mean(values) == pytest.approx(float(is_right), abs=0.1 * is_right), name
+
+
+def canvas_of(row: dict) -> Image.Image:
+    """A canvas with a black rectangle in each box."""
+    canvas = Image.new("RGB", (96, 96), "white")
+    for box in row["boxes"]:
+        canvas.paste("black", tuple(round(side * 96) for side in box))
+    return canvas
+
+
+def test_captions_are_read_word_by_word(judged):
+    assert judged.read_caption("waving hand with medium-dark skin tone, fluent 3d style") == (
+        "waving hand",
+        "fluent 3d",
+    )
+    assert judged.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
+    assert judged.read_caption("a picture") == ("", "")
+
+
+def test_concepts_are_right_whatever_their_colour(judged):
+    rows = [
+        {"concept": concept, "kin": kin, "style": style, "skin_tone": "", "gender": "", "colour": colour}
+        for concept, kin, colour in (
+            ("red heart", "{} heart", "red"),
+            ("blue heart", "{} heart", "blue"),
+            ("pig", "", ""),
+        )
+        for style in STYLES
+    ]
+    place = {"red heart": 0.0, "blue heart": 1.0, "pig": 5.0}
+    features = np.array([[place[row["concept"]], row["style"] == "noto"] for row in rows]) + 0.01 * np.eye(6, 2)
+    judge = judged.Judge(rows, features, None)
+    assert "skin_tone" not in judge.probes
+    asked = [rows[0], rows[0], rows[4]]
+    assert judge.right("concept", asked, np.array([[0.0, 1], [1.0, 1], [0.0, 1]])) == [True, True, False]
+    assert judge.right("colour", asked[:2], np.array([[0.0, 1], [1.0, 1]])) == [True, False]
+
+
+def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(
+    built, config, judged, processor, small_clip, tmp_path, capsys, monkeypatch
+):
+    if not Path(config.out).exists():
+        recipe.main(config)
+    model, folder = small_model(max_position_embeddings=512), str(tmp_path / "model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    generate = {"draw": {"guidance_scale": 1.0, "do_sample": True}, "write": {"max_new_tokens": 4}}
+    values = {"model": folder, "dataset": config.out, "corpus": config.corpus, "out": str(tmp_path / "run")}
+    values |= {"clip_model": small_clip, "generate": generate, "batch_size": 4, "resamples": 5}
+    judged.main(judged.EmojiTasksArguments(**values))
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    wanted = {"edit_attribute", "edit_concept", "box_iou", "caption_concept", "caption_style", "vqa_accuracy"}
+    for name in wanted | {"no_edit_codes_kept"}:
+        assert 0 <= found[name]["low"] <= found[name]["value"] <= found[name]["high"] <= 1, name
+    assert found["oracle"]["caption_concept"]["value"] == found["oracle"]["no_edit_codes_kept"]["value"] == 1
+    assert {"judge_style", "judge_concept"} <= set(found["real"])
+    monkeypatch.setattr(judged, "answer_instructions", None)  # everything is there
+    judged.main(judged.EmojiTasksArguments(**values))
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == found
+    with pytest.raises(ValueError, match=r"got \['sing'\]"):
+        judged.main(judged.EmojiTasksArguments(**values | {"tasks": ["sing"]}))
