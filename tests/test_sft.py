@@ -262,6 +262,23 @@ def test_four_bits_are_asked_for(monkeypatch):
     assert quantization.bnb_4bit_use_double_quant and quantization.bnb_4bit_compute_dtype == torch.bfloat16
 
 
+def test_adapters_are_trained_over_four_bits(data, processor, tmp_path):
+    folder = str(tmp_path / "base")
+    small_model(hidden_size=64, intermediate_size=128).save_pretrained(folder)  # quantised 64 weights at a time
+    processor.save_pretrained(folder)
+    run(tmp_path / "adapters", data, folder, **LORA, load_in_4bit=True, dtype="bfloat16")
+    saved = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    assert len(saved) == 24 and all(weight.abs().max() > 0 for weight in saved.values())
+    known = json.loads((tmp_path / "adapters" / "base.json").read_text(encoding="utf-8"))
+    assert known and not any("proj" in name or "fc" in name for name in known)  # those are quantised
+    model = load_adapters(str(tmp_path / "adapters"))
+    assert model.generate(torch.tensor([[1, 300, 2]]), generation_mode="image").shape == (1, 3 + GRID_SIZE**2)
+    other = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.normal_(other.model.embed_positions.weight)
+    with pytest.raises(ValueError, match="other values in model.embed_positions.weight"):
+        load_adapters(str(tmp_path / "adapters"), other)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

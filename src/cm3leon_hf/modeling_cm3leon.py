@@ -46,8 +46,15 @@ def better_without_sdpa(query: torch.Tensor, attention_mask: torch.Tensor | None
     return query.device.type == "cpu" and query.dtype != torch.float32 and few
 
 
-class ResidualProjection(nn.Linear):
-    """A projection that writes to the residual stream; a class of its own because it is initialised apart."""
+def residual_projection(in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """
+    A projection that writes to the residual stream, marked because it is initialised apart.
+
+    Not a class of its own: bitsandbytes quantises what is `nn.Linear` itself.
+    """
+    projection = nn.Linear(in_features, out_features, bias=bias)
+    projection.writes_residual = True
+    return projection
 
 
 class HeadProjection(nn.Linear):
@@ -74,7 +81,7 @@ class CM3LeonAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
-        self.out_proj = ResidualProjection(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.out_proj = residual_projection(config.hidden_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,
@@ -112,7 +119,7 @@ class CM3LeonDecoderLayer(GradientCheckpointingLayer):
         self.final_layer_norm = layer_norm(config)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = ResidualProjection(config.intermediate_size, config.hidden_size, bias=config.use_bias)
+        self.fc2 = residual_projection(config.intermediate_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,
@@ -158,10 +165,13 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Truncated normal weights; zeros where `zero_init` says so (section 3.2)."""
         config, std = self.config, self.config.initializer_range
-        zeros = {"residual": ResidualProjection, "lm_head": HeadProjection}.get(config.zero_init, ())
+        zero = {
+            "residual": getattr(module, "writes_residual", False),
+            "lm_head": isinstance(module, HeadProjection),
+        }.get(config.zero_init, False)
         if isinstance(module, PositionEmbedding):
             std = config.position_initializer_range
-        if isinstance(module, zeros):
+        if zero:
             init.zeros_(module.weight)
         elif isinstance(module, PositionEmbedding) and config.position_init == "sinusoidal":
             init.copy_(module.weight, sinusoids(*module.weight.shape) * 2**0.5 * config.initializer_range)
