@@ -37,7 +37,7 @@ def source_distribution() -> Path:
     if folder.exists():
         return folder
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    wanted = ["--dest", str(CACHE), f"transformers=={VERSION}"]
+    wanted = ["--no-build-isolation", "--dest", str(CACHE), f"transformers=={VERSION}"]  # setuptools comes with torch
     result = subprocess.run([*command, *wanted], capture_output=True, text=True)
     if result.returncode:
         pytest.skip(f"no source distribution of transformers: {result.stderr[-200:]}", allow_module_level=True)

@@ -185,16 +185,7 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """
-        Returns the embedding: it has its size for good, because image ids stand behind the text ids.
-
-        Args:
-            new_num_tokens (`int`, *optional*): As many as there are.
-            pad_to_multiple_of (`int`, *optional*): A divisor of it.
-
-        Raises:
-            ValueError: for another size.
-        """
+        """Returns the embedding, or raises `ValueError` for another size: image ids stand behind the text ids."""
         size, multiple = self.config.vocab_size, pad_to_multiple_of or 1
         wanted = -(-(new_num_tokens or size) // multiple) * multiple
         if wanted != size:
