@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from cm3leon_hf.loss_cm3leon import CHUNK, chunked_causal_loss, has_chunked_loss
+from cm3leon_hf.modeling_loss import CHUNK, chunked_causal_loss, has_chunked_loss
 
 needs_torch = pytest.mark.skipif(not has_chunked_loss(), reason="torch has no chunked linear_cross_entropy before 2.13")
 

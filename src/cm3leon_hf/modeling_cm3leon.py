@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cm3leon import CM3LeonConfig
 from .generation_cm3leon import CM3LeonGenerationMixin
-from .loss_cm3leon import chunked_causal_loss
+from .modeling_loss import chunked_causal_loss
 
 
 def eager_attention_forward(

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from ..loss_cm3leon import has_chunked_loss
 from ..modeling_cm3leon import CM3LeonForCausalLM
+from ..modeling_loss import has_chunked_loss
 from ..vocabulary import Vocabulary
 from .faults import FiniteStepsMixin
 from .resuming import ExactResumeMixin
