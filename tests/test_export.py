@@ -25,8 +25,9 @@ import importlib.util, json, sys
 from pathlib import Path
 
 folder, picture, again = sys.argv[1:]
-sys.path = [entry for entry in sys.path if not Path(entry, "cm3leon_hf").is_dir()]
-assert importlib.util.find_spec("cm3leon_hf") is None
+sys.path = [entry for entry in sys.path if not Path(entry, "cm3leon_hf", "__init__.py").is_file()]
+spec = importlib.util.find_spec("cm3leon_hf")
+assert spec is None or spec.origin is None  # an editable install leaves a folder with the shipped models
 
 import torch
 from PIL import Image

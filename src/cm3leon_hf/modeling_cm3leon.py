@@ -323,7 +323,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             image_logits_only (`bool`): Whether to evaluate the head for image ids alone, which is less to read where no
                 text can follow; the logits of text are then −inf.
             loss_only (`bool`): Whether to compute the loss without the logits, which are then `None`: for training, in
-                less memory and time. Needs torch 2.13.
+                less memory and time. Needs torch 2.13; an adapted or sharded head gives logits all the same.
 
         The other arguments are those of [`CM3LeonModel`].
 
@@ -341,14 +341,14 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             **kwargs,
         )
         logits = loss = None
-        if loss_only:
+        if loss_only and labels is not None and self._has_plain_head:
             loss = chunked_causal_loss(
                 outputs.last_hidden_state, self.lm_head.weight, labels, kwargs.get("num_items_in_batch")
             )
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(outputs.last_hidden_state[:, kept], image_logits_only)
-        if labels is not None and not loss_only:
+        if labels is not None and loss is None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -358,9 +358,13 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             attentions=outputs.attentions,
         )
 
+    @property
+    def _has_plain_head(self) -> bool:
+        """Whether the head is neither adapted nor sharded, so that its weight says all."""
+        return isinstance(self.lm_head, HeadProjection) and (self.tp_size or 1) == 1
+
     def _logits(self, hidden_states: torch.Tensor, image_logits_only: bool) -> torch.Tensor:
-        whole = isinstance(self.lm_head, HeadProjection) and (self.tp_size or 1) == 1  # not adapted, not sharded
-        if not (image_logits_only and whole):
+        if not (image_logits_only and self._has_plain_head):
             return self.lm_head(hidden_states)
         images = self.lm_head(hidden_states, self.config.vocabulary.image_ids)
         return nn.functional.pad(images, (self.config.text_vocab_size, 0), value=-torch.inf)  # image ids come last

@@ -34,7 +34,15 @@ def chunked_causal_loss(
     Returns:
         The loss, a float32 scalar in nats. Products are computed in autocast's dtype; each token's loss is rounded to
         it, and their sum is not.
+
+    Raises:
+        ImportError: if torch is older than 2.13.
     """
+    if not has_chunked_loss():
+        raise ImportError(
+            f"expected torch 2.13 or newer for a loss without logits, got {torch.__version__}; update torch, or leave "
+            "loss_only out"
+        )
     kind = hidden_states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_states.dtype
     targets = labels[:, 1:].flatten()
