@@ -1,5 +1,8 @@
 """The command line, on a tiny model."""
 
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -29,6 +32,27 @@ def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
     assert len(set(outputs[0])) == 4
     assert f"{tmp_path / 'second' / 'grid.png'}" in result.output.replace("\n", "")
     assert Image.open(tmp_path / "first" / "grid.png").width > 2 * 160
+
+
+def test_it_draws_without_any_extra(folder, tmp_path):
+    """Runs in an interpreter that finds none of the extras' packages."""
+    extras = [
+        "accelerate",
+        "bitsandbytes",
+        "datasets",
+        "evaluate",
+        "faiss",
+        "open_clip",
+        "peft",
+        "timm",
+        "torchao",
+        "trl",
+    ]
+    script = f"import sys; sys.modules |= dict.fromkeys({extras}); from cm3leon_hf.cli import app; app(sys.argv[1:])"
+    arguments = ["generate", "a red circle", "--model", folder, "--num-images", "1", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "00.png").is_file()
 
 
 def test_it_keeps_the_best_candidates(folder, tmp_path, small_clip):

@@ -130,13 +130,13 @@ def generate(
 
 def grid_cells(prompts: list[str], pools: list[list], retrieved: list[list[dict]] | None, processor) -> list[list]:
     """For each prompt a row of pictures with labels: what was retrieved for it, if that is to be seen, comes first."""
-    from .retrieval.documents import document_picture
-
     rows = [
         [(one.image, label(prompt, at, one)) for at, one in enumerate(pool)] for prompt, pool in zip(prompts, pools)
     ]
     if retrieved is None:
         return rows
+    from .retrieval.documents import document_picture
+
     places = max(map(len, retrieved), default=0)
     for row, documents in zip(rows, retrieved):
         shown = [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
