@@ -139,7 +139,7 @@ def test_assisted_decoding_writes_the_same(model, ids, mode, way):
 
 
 def batch(model, prompts: list[list[int]], **arguments) -> list[list[int]]:
-    pages = ContinuousBatchingConfig(num_blocks=8, page_size=16, max_batch_tokens=64)
+    pages = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
     outputs = model.generate_batch(prompts, continuous_batching_config=pages, warmup=False, **arguments)
     assert [output.error for output in outputs.values()] == [None] * len(outputs)
     return [output.generated_tokens for output in outputs.values()]
