@@ -310,9 +310,11 @@ class CM3LeonProcessor(ProcessorMixin):
         hub = {
             key: kwargs[key] for key in ("cache_dir", "force_download", "local_files_only", "token") if key in kwargs
         }
+        place = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": VQGAN_FOLDER}
+        if (local := Path(pretrained_model_name_or_path, VQGAN_FOLDER)).is_dir():
+            place = {"pretrained_model_name_or_path": local}  # beside adapters, transformers 5.17 expects more of them
         vqgan = CM3LeonVQGAN.from_pretrained(
-            pretrained_model_name_or_path,
-            subfolder=VQGAN_FOLDER,
+            **place,
             revision=kwargs.get("revision", "main"),
             dtype=torch.float32,  # small, and codes near a border must not depend on the device
             **hub,
