@@ -190,12 +190,11 @@ def real_pictures(args: EmojiTasksArguments, split: str) -> tuple[list[dict], Da
 
 
 def load_model(args: EmojiTasksArguments):
-    model = AutoModelForCausalLM.from_pretrained(args.model)
-    if args.adapters:
-        from peft import PeftModel
+    if not args.adapters:
+        return AutoModelForCausalLM.from_pretrained(args.model)
+    from cm3leon_hf.training.adapters import load_adapters
 
-        model = PeftModel.from_pretrained(model, args.adapters).merge_and_unload()
-    return model
+    return load_adapters(args.adapters, args.model).merge_and_unload()
 
 
 def judge_of(args: EmojiTasksArguments, device) -> tuple[Judge, dict[str, list[bool]]]:
