@@ -4,7 +4,7 @@ import copy
 
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
-from .generation_branches import GUIDANCE_ARGUMENTS, guidance_of
+from .generation_branches import guidance_of, guidance_values
 from .logits_processors import ModalityLogitsProcessor
 
 
@@ -60,7 +60,7 @@ class CM3LeonBatchingMixin(GenerationMixin):
         mode = getattr(generation_config, "generation_mode", None) or "text"
         if mode not in ("text", "image"):
             raise ValueError(f"expected generation_mode 'text' or 'image' in continuous batching, got {mode!r}")
-        values = {name: getattr(generation_config, name, None) for name in GUIDANCE_ARGUMENTS}
+        values = guidance_values(generation_config)
         if mode == "image" and guidance_of(**values) is not None:
             raise ValueError(
                 f"expected images without guidance in continuous batching, got {values}; set guidance_scale=1 and "

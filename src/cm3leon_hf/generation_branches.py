@@ -1,6 +1,7 @@
 """Which guidance a call of generate() asks for, and the prompts of its branches."""
 
 import torch
+from transformers import GenerationConfig
 
 from .logits_processors import (
     BatchedGuidanceLogitsProcessor,
@@ -12,6 +13,11 @@ from .vocabulary import Vocabulary
 
 GUIDANCE_ARGUMENTS = ("guidance_scale", "image_guidance_scale", "contrastive_alpha", "contrastive_k")
 IMAGE_EDITING_TEXT_SCALE = 7.5  # section 4.1, for image_guidance_scale without a guidance_scale
+
+
+def guidance_values(config: GenerationConfig | None) -> dict:
+    """What a configuration says of guidance, `None` where it says nothing."""
+    return {name: getattr(config, name, None) for name in GUIDANCE_ARGUMENTS}
 
 
 def choose_guidance(call: dict, passed: dict, own: dict, mode: str, steered: bool) -> BranchLogitsProcessor | None:
