@@ -27,7 +27,8 @@ def choose_guidance(call: dict, passed: dict, own: dict, mode: str, steered: boo
     Args:
         call, passed, own (`dict`): Values of `GUIDANCE_ARGUMENTS` (`None` where not given) in the call, in the
             configuration that it passes, and in the model's own defaults. The defaults are for drawing: text is guided
-            by them only where there is something to guide it away from.
+            by them only where the call brings something to guide it away from. A passed configuration that says the
+            same counts as the defaults, since pipelines pass them on; an argument of the call always counts.
         mode (`str`): Generation mode.
         steered (`bool`): Whether the call brings negative prompts.
 
@@ -39,7 +40,7 @@ def choose_guidance(call: dict, passed: dict, own: dict, mode: str, steered: boo
     """
     sources = [call, passed, own]
     if mode != "image" and not steered:
-        sources = [source for source in sources[:2] if source != own]  # a pipeline passes the defaults on
+        sources = [call] if passed == own else [call, passed]
     for source in sources:
         guidance = guidance_of(**source)
         if any(value is not None for value in source.values()):

@@ -73,7 +73,7 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
                 image mode, with its images replaced by `<mask>` in text mode, and none in interleaved mode.
             negative_prompt_attention_mask (`torch.Tensor`, *optional*): 1 for their tokens, 0 for padding.
             guidance_scale (`float`, *optional*): α of classifier-free guidance (equation 2), at least 0; 1 is none.
-                The model's own default applies to images only.
+                The model's own default is for images, and for text only with negative prompts.
             image_guidance_scale (`float`, *optional*): Guides an edit by its image and its text apart (section 4.1);
                 `guidance_scale`, then 7.5 by default, is the text's. The paper's value is 1.5.
             contrastive_alpha (`float`, *optional*): α in (0, 1] of CD-K (equation 3), which takes the place of
