@@ -44,6 +44,11 @@ def draw(colour: str, shape: str, size: int = RESOLUTION) -> Image.Image:
     return image
 
 
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Uniform in [-1, 1], as pixels are."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
 def small_config(**changes) -> CM3LeonConfig:
     return CM3LeonConfig(
         **{

@@ -3,10 +3,17 @@
 import pytest
 import torch
 from conftest import IMAGE_SIZE, TEXT_SIZE, draw, small_model
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import BaseStreamer
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import (
+    BaseStreamer,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from cm3leon_hf import ContrastiveLogitsProcessor, ImageTextGuidanceLogitsProcessor
+from cm3leon_hf import ContrastiveLogitsProcessor, ImageTextGuidanceLogitsProcessor, ModalityLogitsProcessor
+from cm3leon_hf.generation_branches import guidance_of
 
 IMAGE_LENGTH = 16
 INSTRUCTION = "Describe the given picture."
@@ -15,16 +22,24 @@ STRATEGIES = {
     "image+text": {"image_guidance_scale": 1.5, "guidance_scale": 4.0},
     "cd-k": {"contrastive_alpha": 0.2, "contrastive_k": 3},
 }
+GUIDED = [("image", strategy) for strategy in STRATEGIES] + [("text", "cfg"), ("text", "cd-k")]
 
 
 @pytest.fixture(scope="module")
 def prompts(processor):
     """For each mode a batch of mixed lengths in which every strategy finds something to leave out."""
-    editing = processor.for_editing([draw("red", "circle"), draw("blue", "square")], "make it green")
-    short = processor.for_image_to_text(draw("red", "circle"))["input_ids"]
-    long = processor.for_image_to_text(draw("blue", "square"), INSTRUCTION)["input_ids"]
-    both = torch.cat([torch.nn.functional.pad(short, (long.shape[1] - short.shape[1], 0)), long])
-    return {"image": editing, "text": {"input_ids": both, "attention_mask": (both != 0).long()}}
+    circle, square = draw("red", "circle"), draw("blue", "square")
+    edits = processor.for_editing(circle, "blue"), processor.for_editing(square, "make it green")
+    captions = processor.for_image_to_text(circle), processor.for_image_to_text(square, INSTRUCTION)
+    return {"image": together(*edits), "text": together(*captions)}
+
+
+def together(short: dict, long: dict) -> dict:
+    """Two prompts as one batch."""
+    padding = long["input_ids"].shape[1] - short["input_ids"].shape[1]
+    assert padding > 0
+    ids = torch.cat([torch.nn.functional.pad(short["input_ids"], (padding, 0)), long["input_ids"]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
 def new_ids(model, inputs, **arguments) -> torch.Tensor:
@@ -94,10 +109,7 @@ class Recorder(BaseStreamer):
         pass
 
 
-@pytest.mark.parametrize(
-    "mode, strategy",
-    [("image", "cfg"), ("image", "image+text"), ("image", "cd-k"), ("text", "cfg"), ("text", "cd-k")],
-)
+@pytest.mark.parametrize("mode, strategy", GUIDED)
 @pytest.mark.parametrize(
     "arguments, copies",
     [
@@ -138,8 +150,25 @@ def test_every_strategy_goes_with_everything(model, prompts, mode, strategy, arg
         assert torch.equal(model.generate(**inputs, **fixed)[:, length:], ids)
 
 
-@pytest.mark.parametrize("mode", ["image", "text"])
-@pytest.mark.parametrize("strategy", ["cfg", "cd-k"])
+@pytest.mark.parametrize("mode, strategy", GUIDED)
+def test_transformers_own_processors_act_on_the_guided_scores(model, prompts, vocabulary, mode, strategy):
+    sampling = {"repetition_penalty": 1.4, "temperature": 0.7, "top_k": 9, "top_p": 0.8}
+    arguments = {"generation_mode": mode, "do_sample": True, "max_new_tokens": 6, "eos_token_id": -1}
+    arguments |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    torch.manual_seed(0)
+    output = model.generate(**prompts[mode], **STRATEGIES[strategy], **sampling, **arguments)
+    order = [ModalityLogitsProcessor(vocabulary, mode), guidance_of(**STRATEGIES[strategy])]
+    order += [RepetitionPenaltyLogitsProcessor(1.4), TemperatureLogitsWarper(0.7), TopKLogitsWarper(9)]
+    length = prompts[mode]["input_ids"].shape[1]
+    for step, (scores, got) in enumerate(zip(output.logits, output.scores)):
+        for processor in [*order, TopPLogitsWarper(0.8)]:
+            scores = processor(output.sequences[:, : length + step], scores)
+        assert torch.equal(got.isneginf(), scores.isneginf())
+        torch.testing.assert_close(got, scores, rtol=1e-4, atol=1e-4)
+    assert len(output.scores) == (IMAGE_LENGTH if mode == "image" else 6)
+
+
+@pytest.mark.parametrize("mode, strategy", GUIDED)
 def test_a_batch_of_mixed_lengths_is_its_single_runs(model, prompts, mode, strategy):
     arguments = {"generation_mode": mode, **STRATEGIES[strategy], "max_new_tokens": 8, "eos_token_id": -1}
     batch = new_ids(model, prompts[mode], **arguments)
@@ -149,10 +178,11 @@ def test_a_batch_of_mixed_lengths_is_its_single_runs(model, prompts, mode, strat
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
-@pytest.mark.parametrize("strategy", [{}, *STRATEGIES.values()], ids=str)
-def test_the_prompt_is_read_once_for_all_its_candidates(model, prompts, strategy, cache, monkeypatch):
-    arguments = {"generation_mode": "image", "do_sample": True, **strategy, **cache}
-    many = {name: value.repeat_interleave(3, 0) for name, value in prompts["image"].items()}
+@pytest.mark.parametrize("mode, strategy", [("image", None), *GUIDED])
+def test_the_prompt_is_read_once_for_all_its_candidates(model, prompts, mode, strategy, cache, monkeypatch):
+    arguments = {"generation_mode": mode, "do_sample": True, **STRATEGIES.get(strategy, {}), **cache}
+    arguments |= {"max_new_tokens": IMAGE_LENGTH, "eos_token_id": -1}
+    many = {name: value.repeat_interleave(3, 0) for name, value in prompts[mode].items()}
     torch.manual_seed(0)
     expected = new_ids(model, many, **arguments)
     shapes, forward = [], model.model.forward
@@ -163,9 +193,9 @@ def test_the_prompt_is_read_once_for_all_its_candidates(model, prompts, strategy
 
     monkeypatch.setattr(model.model, "forward", watched)
     torch.manual_seed(0)
-    assert torch.equal(new_ids(model, prompts["image"], num_return_sequences=3, **arguments), expected)
-    branches = 3 if "image_guidance_scale" in strategy else 2 if strategy else 1
-    length = prompts["image"]["input_ids"].shape[1]
+    assert torch.equal(new_ids(model, prompts[mode], num_return_sequences=3, **arguments), expected)
+    branches = 3 if strategy == "image+text" else 2 if strategy else 1
+    length = prompts[mode]["input_ids"].shape[1]
     assert shapes == [(2 * branches, length - 1), *[(6 * branches, 1)] * IMAGE_LENGTH]
 
 
@@ -177,9 +207,10 @@ def test_the_head_for_image_ids_alone(model):
     assert part.shape == whole.shape and part[..., :TEXT_SIZE].isneginf().all()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_compiled_forward_pass_draws_the_same(prompts, strategy):
+@pytest.mark.parametrize("mode, strategy", GUIDED)
+def test_a_compiled_forward_pass_generates_the_same(prompts, mode, strategy):
     """One graph without breaks; the static cache keeps every step of one shape."""
+    torch._dynamo.reset()
     plain, compiled = small_model(), small_model()
     graphs = []
 
@@ -188,89 +219,10 @@ def test_a_compiled_forward_pass_draws_the_same(prompts, strategy):
         return graph.forward
 
     compiled.forward = torch.compile(compiled.forward, backend=backend, fullgraph=True, dynamic=False)
-    arguments = {"generation_mode": "image", "cache_implementation": "static", **STRATEGIES[strategy]}
-    assert torch.equal(new_ids(compiled, prompts["image"], **arguments), new_ids(plain, prompts["image"], **arguments))
+    arguments = {"generation_mode": mode, "cache_implementation": "static", "max_new_tokens": 6, "eos_token_id": -1}
+    arguments |= STRATEGIES[strategy]
+    assert torch.equal(new_ids(compiled, prompts[mode], **arguments), new_ids(plain, prompts[mode], **arguments))
     assert len(graphs) == 2  # the prompt, and one for all tokens
-
-
-def test_interleaved_rows_are_text_and_whole_images(model, processor):
-    torch.manual_seed(0)
-    model = small_model()
-    with torch.no_grad():  # makes a change of modality likely
-        model.lm_head.weight[2] *= 3
-    inputs = processor(text=["a red", "circle"])
-    ids = model.generate(
-        **inputs, generation_mode="interleaved", do_sample=True, num_return_sequences=6, max_new_tokens=60
-    )
-    rows = processor.post_process_multimodal_output(ids, generation_mode="interleaved")
-    pictures = 0
-    for row, parts in zip(ids, rows):
-        images = [part for part in parts if not isinstance(part, str)]
-        assert int((row >= TEXT_SIZE).sum()) == IMAGE_LENGTH * len(images)  # no token of an image is over
-        assert all(image.size == (16, 16) for image in images)
-        pictures += len(images)
-    assert pictures > 2 and all(row[0].startswith(("a red", "circle")) for row in rows)
-
-
-def test_an_open_image_is_finished_in_interleaved_mode(model, processor):
-    inputs = processor.for_text_to_image("a red circle")
-    ids = new_ids(model, inputs, generation_mode="interleaved", max_new_tokens=IMAGE_LENGTH)
-    assert (ids >= TEXT_SIZE).all() and ids.shape[1] == IMAGE_LENGTH
-    with pytest.raises(ValueError, match="16 image tokens"):
-        model.generate(**inputs, generation_mode="interleaved", max_new_tokens=IMAGE_LENGTH - 1)
-
-
-def test_the_closest_source_decides_the_strategy(model, processor):
-    inputs = processor.for_text_to_image(["a red circle", "blue"])
-    draw_with = lambda model, **arguments: new_ids(model, inputs, generation_mode="image", **arguments)  # noqa: E731
-    cfg, cdk = (draw_with(model, **STRATEGIES[name]) for name in ("cfg", "cd-k"))
-    assert not torch.equal(cfg, cdk)
-    defaults = small_model()
-    defaults.generation_config.update(**STRATEGIES["cfg"])
-    assert torch.equal(draw_with(defaults), cfg)
-    assert torch.equal(draw_with(defaults, **STRATEGIES["cd-k"]), cdk)
-    passed = GenerationConfig(**STRATEGIES["cd-k"])
-    assert torch.equal(draw_with(defaults, generation_config=passed), cdk)
-    assert torch.equal(draw_with(defaults, guidance_scale=1.0), draw_with(model))
-
-
-def test_defaults_of_drawing_leave_text_alone(model, processor):
-    inputs = processor.for_image_to_text(draw("red", "circle"))
-    defaults = small_model()
-    defaults.generation_config.update(guidance_scale=3.0)
-    plain = new_ids(model, inputs, max_new_tokens=6)
-    assert torch.equal(new_ids(defaults, inputs, max_new_tokens=6), plain)
-    passed_on = GenerationConfig(guidance_scale=3.0, max_new_tokens=6)  # as a pipeline does
-    assert torch.equal(new_ids(defaults, inputs, generation_config=passed_on), plain)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"contrastive_alpha": 0.1, "guidance_scale": 3.0}, "leave one out"),
-        ({"contrastive_k": 4, "image_guidance_scale": 1.5}, "leave one out"),
-        ({"contrastive_alpha": 0}, r"in \(0, 1\]"),
-        ({"contrastive_k": 33}, "at most 32"),
-        ({"contrastive_k": 0}, "at least 1"),
-        ({"image_guidance_scale": -1.0}, "image_guidance_scale >= 0"),
-        ({"image_guidance_scale": 1.5}, "image in each prompt"),
-        ({"image_guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[1, 300]])}, "prompts of its own"),
-        ({"guidance_scale": 3.0, "generation_mode": "text"}, "image in each prompt"),
-        ({"guidance_scale": 3.0, "generation_mode": "interleaved"}, "negative_prompt_ids"),
-        ({"image_guidance_scale": 1.5, "generation_mode": "text"}, "negative_prompt_ids"),
-        ({"contrastive_alpha": 0.1, "num_beams": 2}, "greedy search or sampling"),
-        ({"height": 128, "width": 128}, "one grid it was trained with"),
-        ({"known_ids": torch.full((1, 17), -1)}, "up to 16"),
-        ({"known_ids": torch.full((2, 4), -1)}, "of shape"),
-        ({"known_ids": torch.full((1, 4), 300)}, "image ids and -1"),
-        ({"known_ids": torch.full((1, 4), -1), "generation_mode": "text"}, "image mode"),
-    ],
-)
-def test_strategies_that_make_no_sense_are_refused_before_any_work(arguments, message):
-    model = small_model()
-    model.model.forward = None  # nothing may run
-    with pytest.raises(ValueError, match=message):
-        model.generate(torch.tensor([[1, 300, 301, 2]]), **{"generation_mode": "image"} | arguments)
 
 
 def test_the_callers_processors_see_the_users_rows(model, prompts):

@@ -39,6 +39,14 @@ def test_greedy_search_stays_as_it_is(model, processor, guidance, window):
     )
 
 
+def test_edits_stay_as_they_are(model, processor):
+    inputs = processor.for_editing([draw("red", "circle"), draw("blue", "square")], "make it green")
+    guidance = {"image_guidance_scale": 1.5, "guidance_scale": 4.0}
+    plain = new_ids(model, inputs, **guidance)
+    assert torch.equal(new_ids(model, inputs, jacobi_window=4, **guidance), plain)
+    assert not torch.equal(new_ids(model, inputs), plain)
+
+
 @pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 2.0, "top_p": 0.9, "temperature": 0.8}], ids=str)
 def test_samples_keep_their_distribution(model, processor, guidance):
     """Single tokens and pairs of neighbours, 3000 pictures each way; significance 0.001 for each of six tests."""

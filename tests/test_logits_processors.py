@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import IMAGE_SIZE, TEXT_SIZE
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.generation import ClassifierFreeGuidanceLogitsProcessor, TopPLogitsWarper
 
@@ -95,6 +97,24 @@ def test_no_nan_leaves_a_processor_and_what_is_forbidden_stays_so(processor, dty
         got = processor(IDS, scores.masked_fill(forbidden, -torch.inf))
         assert not got.isnan().any() and not got.isposinf().any()
         assert got[forbidden.view(processor.branches, ROWS, SIZE).any(0)].isneginf().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.1, 0.5, 0.95, 1.0]), data=st.data())
+def test_no_nan_leaves_those_that_forbid_and_force(seed, share, data, vocabulary):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(4, vocabulary.size, generator=generator)
+    forbidden = torch.rand(scores.shape, generator=generator) < share
+    ids = torch.randint(1, vocabulary.size, (4, 7), generator=generator)
+    ids[:, -1] = data.draw(st.sampled_from([1, 2, 300, TEXT_SIZE]))
+    known = torch.randint(-1, 1, (2, 3), generator=generator) * TEXT_SIZE + TEXT_SIZE - 1
+    processors = [ModalityLogitsProcessor(vocabulary, mode, 60) for mode in ("text", "image", "interleaved")]
+    processors += [KnownTokenLogitsProcessor(known, 6), TextHolesLogitsProcessor(vocabulary, [[[300, 301]]] * 2, 5)]
+    for processor in processors:
+        got = processor(ids, scores.masked_fill(forbidden, -torch.inf))
+        assert not got.isnan().any() and not got.isposinf().any()
+        forced = got.isfinite().sum(1) == 1  # a known token is forced whatever was forbidden
+        assert got[forbidden & ~forced[:, None]].isneginf().all()
 
 
 def test_they_serve_a_model_that_is_not_ours():

@@ -1,4 +1,4 @@
-"""Fine-tuning: every trainable weight moves, stopped runs go on to the last bit, adapters come back as they were."""
+"""Fine-tuning: every weight moves, stopped runs go on to the last bit, what cannot be trained is said first."""
 
 import json
 import os
@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CAPTIONS, GRID_SIZE, IMAGE_SIZE, REPOSITORY, load_recipe, small_model
-from peft import AutoPeftModelForCausalLM
+from conftest import CAPTIONS, GRID_SIZE, IMAGE_SIZE, REPOSITORY, load_recipe
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor, TrainerCallback, pipeline
+from transformers import TrainerCallback, pipeline
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
-from typer.testing import CliRunner
 
-from cm3leon_hf import CM3LeonForCausalLM
-from cm3leon_hf.cli import app
 from cm3leon_hf.data.pretraining import fitting_rows
 from cm3leon_hf.data.transform import CM3Transform
-from cm3leon_hf.training.adapters import load_adapters
 from cm3leon_hf.training.batches import set_accumulation
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.instruction import InstructionTrainer
@@ -55,13 +50,16 @@ def instruction_rows(count: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("rows")
+def write_rows(folder: Path) -> Path:
     rows = instruction_rows(26)
     for split, part in {"train": rows.select(range(20)), "validation": rows.select(range(20, 26))}.items():
         part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 def run(folder, data, base, **changes):
@@ -144,92 +142,6 @@ def test_a_stopped_run_goes_on_to_the_last_bit(kind, data, folder, tmp_path, mon
     assert whole.keys() == resumed.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-@pytest.fixture(scope="module")
-def adapters(data, folder, tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("adapters")
-    run(path, data, folder, **LORA)
-    return str(path)
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.arange(300, 330)[None]).logits
-
-
-def test_adapters_on_every_matrix_are_moved(adapters):
-    saved = load_file(f"{adapters}/adapter_model.safetensors")
-    assert len(saved) == 2 * 2 * 6  # two layers of six matrices, A and B of each
-    assert all(weight.abs().max() > 0 for weight in saved.values())  # B starts at zero
-    assert all("lora_" in name and "embed" not in name for name in saved)
-
-
-def test_adapters_come_back_however_they_are_loaded(adapters, folder):
-    base = AutoModelForCausalLM.from_pretrained(folder)
-    own = load_adapters(adapters)
-    assert not torch.allclose(logits(own), logits(base), atol=1e-3)
-    for model in (
-        AutoPeftModelForCausalLM.from_pretrained(adapters),
-        AutoModelForCausalLM.from_pretrained(adapters),
-        load_adapters(adapters, base),
-        load_adapters(adapters, folder).merge_and_unload(),
-    ):
-        torch.testing.assert_close(logits(model.eval()), logits(own), rtol=1e-4, atol=1e-4)
-
-
-def test_adapters_draw_and_describe_in_the_pipeline(adapters, pictures):
-    pipe = pipeline("any-to-any", model=adapters)
-    assert pipe("a red circle", generation_mode="image")[0]["generated_image"].size == (16, 16)
-    assert isinstance(pipe({"images": pictures[0], "text": "Describe the given picture."})[0]["generated_text"], str)
-    processor = AutoProcessor.from_pretrained(adapters)
-    inputs = processor.for_text_to_image(["a red circle"])
-    drawn = [
-        model.generate(**inputs, generation_mode="image", guidance_scale=3.0, do_sample=False)
-        for model in (load_adapters(adapters), load_adapters(adapters).merge_and_unload())
-    ]
-    assert torch.equal(*drawn)
-
-
-def test_merged_adapters_are_a_model_by_themselves(adapters, tmp_path):
-    recipe = load_recipe("sft/merge.py")
-    recipe.main(recipe.MergeArguments(adapters, str(tmp_path / "merged"), dtype="float32"))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert type(merged) is CM3LeonForCausalLM and merged.generation_config.guidance_scale == 3.0
-    torch.testing.assert_close(logits(merged), logits(load_adapters(adapters)), rtol=1e-4, atol=1e-4)
-    flags = ["generate", "a red circle", "--model", adapters, "--num-images", "1", "--out", str(tmp_path / "drawn")]
-    result = CliRunner().invoke(app, flags)
-    assert result.exit_code == 0 and (tmp_path / "drawn" / "00.png").is_file(), result.output
-
-
-def test_adapters_of_another_base_are_refused(adapters, folder, tmp_path):
-    other = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        other.model.layers[1].fc2.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="with other values in model.layers.1.fc2.weight; load that base"):
-        load_adapters(adapters, other)
-    with pytest.raises(ValueError, match="other values in"):
-        load_adapters(adapters, small_model(hidden_size=64))
-    with pytest.raises(ValueError, match="found no adapter_config.json"):
-        load_adapters(folder)
-    half = AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16)
-    with pytest.raises(ValueError, match="found none; train them again"):
-        load_adapters(without(adapters, "base.json", tmp_path), half)
-
-
-def without(folder: str, name: str, copy: Path) -> str:
-    for path in Path(folder).glob("adapter_*"):
-        (copy / path.name).write_bytes(path.read_bytes())
-    assert not (copy / name).exists()
-    return str(copy)
-
-
-def test_positions_are_trained_with_the_adapters_when_asked(data, folder, tmp_path):
-    run(tmp_path, data, folder, **LORA, lora_modules_to_save=["embed_positions"])
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    (name,) = (name for name in saved if "embed_positions" in name)
-    assert not torch.equal(saved[name], load_file(f"{folder}/model.safetensors")["model.embed_positions.weight"])
-    assert load_adapters(str(tmp_path))  # whose base still is the one it was
-
-
 @pytest.mark.parametrize("path", sorted(TRAINED), ids=lambda path: path.stem)
 def test_the_recipes_are_read_by_their_script(path):
     args, objective, training, model_args = TrlParser(KINDS).parse_args_and_config(
@@ -262,23 +174,6 @@ def test_four_bits_are_asked_for(monkeypatch):
     assert quantization.bnb_4bit_use_double_quant and quantization.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-def test_adapters_are_trained_over_four_bits(data, processor, tmp_path):
-    folder = str(tmp_path / "base")
-    small_model(hidden_size=64, intermediate_size=128).save_pretrained(folder)  # quantised 64 weights at a time
-    processor.save_pretrained(folder)
-    run(tmp_path / "adapters", data, folder, **LORA, load_in_4bit=True, dtype="bfloat16")
-    saved = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
-    assert len(saved) == 24 and all(weight.abs().max() > 0 for weight in saved.values())
-    known = json.loads((tmp_path / "adapters" / "base.json").read_text(encoding="utf-8"))
-    assert known and not any("proj" in name or "fc" in name for name in known)  # those are quantised
-    model = load_adapters(str(tmp_path / "adapters"))
-    assert model.generate(torch.tensor([[1, 300, 2]]), generation_mode="image").shape == (1, 3 + GRID_SIZE**2)
-    other = AutoModelForCausalLM.from_pretrained(folder)
-    torch.nn.init.normal_(other.model.embed_positions.weight)
-    with pytest.raises(ValueError, match="other values in model.embed_positions.weight"):
-        load_adapters(str(tmp_path / "adapters"), other)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -304,76 +199,6 @@ def test_rows_that_do_not_fit_are_skipped_and_counted(processor, caplog):
     assert kept["answer"] == [1, 1, 1] and "skipped 5 of 8 rows" in caplog.text
     with pytest.raises(ValueError, match=r"expected columns among .*, got \['words'\]"):
         fitting_rows(datasets.Dataset.from_dict({"words": ["a"]}), transform)
-
-
-@pytest.fixture(scope="module")
-def own_recipe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(RECIPES))
-        yield load_recipe("sft/own_pictures.py")
-
-
-@pytest.fixture
-def own_pictures(tmp_path, pictures) -> Path:
-    """Seven pairs, of which one lacks a picture, one is broken, and one says nothing."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, picture in enumerate(pictures):
-        picture.save(folder / f"{number}.png")
-    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
-    rows = [f"{number}.png,{number + 1}.png,make it number {number}" for number in range(4)]
-    rows += ["0.png,nowhere.png,vanish", "broken.png,1.png,mend it", "0.png,1.png,"]
-    (folder / "metadata.csv").write_text("\n".join(["before,after,instruction", *rows]), encoding="utf-8")
-    return folder
-
-
-def test_your_own_pictures_become_adapters(own_recipe, own_pictures, folder, pictures, tmp_path, caplog):
-    kinds = (own_recipe.OwnPicturesArguments, own_recipe.train.SFTArguments, own_recipe.train.ObjectiveArguments)
-    flags = {
-        "pictures": own_pictures,
-        "held_out": 0.25,
-        "model_name_or_path": folder,
-        "dataset": tmp_path / "rows",
-        "output_dir": tmp_path / "adapters",
-        "max_steps": 2,
-        "save_steps": 2,
-        "use_cpu": True,
-        "bf16": False,
-        "lora_r": 4,
-        "per_device_train_batch_size": 2,
-        "disable_tqdm": True,
-    }
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    parser = TrlParser((*kinds, SFTConfig, ModelConfig))
-    own_recipe.main(*parser.parse_args_and_config(["--config", str(RECIPES / "own_pictures.yaml"), *words]))
-    assert "left out 3 of 7 rows" in caplog.text
-    rows = datasets.load_dataset(str(tmp_path / "rows"))
-    assert (len(rows["train"]), len(rows["test"])) == (3, 1)
-    processor = AutoProcessor.from_pretrained(folder)
-    for row in (*rows["train"], *rows["test"]):
-        number = int(row["texts"][2].rsplit(" ", 1)[1])
-        codes = processor.encode_images([pictures[number], pictures[number + 1]]).tolist()
-        assert [row["codes"][1], row["codes"][3]] == codes and row["answer"] == 3
-        prompt = processor.for_editing(pictures[number], row["texts"][2])["input_ids"]
-        assert processor.decode(prompt[0], skip_special_tokens=True) == row["texts"][0] + row["texts"][2]
-    edited = load_adapters(str(tmp_path / "adapters"))
-    ids = edited.generate(**processor.for_editing(pictures[0], "make it blue"), generation_mode="image")
-    assert processor.post_process_multimodal_output(ids, generation_mode="image")[0].size == (16, 16)
-
-
-def test_a_folder_that_cannot_be_read(own_recipe, own_pictures, processor):
-    table = own_pictures / "metadata.csv"
-    table.rename(own_pictures / "table.csv")
-    with pytest.raises(ValueError, match="expected metadata.csv or metadata.jsonl in"):
-        own_recipe.build_rows(own_pictures, processor)
-    (own_pictures / "metadata.jsonl").write_text('{"before": "0.png", "next": "1.png"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"expected the columns \['before', 'instruction', 'after'\].*without"):
-        own_recipe.build_rows(own_pictures, processor)
-    (own_pictures / "metadata.jsonl").write_text(
-        '{"before": "x.png", "after": "1.png", "instruction": "a"}\n', encoding="utf-8"
-    )
-    with pytest.raises(ValueError, match="got none of 1"):
-        own_recipe.build_rows(own_pictures, processor)
 
 
 def test_the_grid_runs_what_is_missing_and_prints_a_table(tmp_path, monkeypatch, capsys):

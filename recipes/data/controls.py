@@ -16,12 +16,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
-from datasets import load_dataset
 from PIL import Image, ImageDraw
-from tokenize_images import device, environment, in_shards
 from trl import TrlParser
 
 from cm3leon_hf.data.controls import CONTROLS, OCR, Annotator, annotated
+from cm3leon_hf.data.shards import ShardArguments, in_shards, write_parquet
 from cm3leon_hf.grid import draw_grid
 
 KINDS = CONTROLS | {"ocr": OCR}
@@ -29,15 +28,11 @@ EDGES = ("canny", "hed")
 
 
 @dataclass
-class ControlsArguments:
-    dataset: str = field(metadata={"help": "Folder, hub name, or format of `files`: parquet, webdataset, imagefolder."})
+class ControlsArguments(ShardArguments):
     controls: list[str] = field(metadata={"help": f"Columns to add, any of: {', '.join(KINDS)}."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the Parquet files."})
     show: str | None = field(default=None, metadata={"help": "Picture to draw of the first rows and their controls."})
     show_rows: int = field(default=4, metadata={"help": "Rows on that picture."})
-    files: str | None = field(default=None, metadata={"help": "Pattern of files, such as shards/*.tar."})
-    streaming: bool = field(default=False, metadata={"help": "Read without downloading; a file a source's file."})
-    image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
     size: int | None = field(
         default=None,
         metadata={
@@ -54,25 +49,15 @@ class ControlsArguments:
         },
     )
     batch_size: int = field(default=16, metadata={"help": "Pictures in one forward pass."})
-    num_shards: int = field(default=1, metadata={"help": "Files for each split that is not streamed."})
-    rank: int = field(
-        default_factory=lambda: environment("RANK", "SLURM_PROCID", default=0),
-        metadata={"help": "Number of this process; torchrun and Slurm set it."},
-    )
-    world_size: int = field(
-        default_factory=lambda: environment("WORLD_SIZE", "SLURM_NTASKS", default=1),
-        metadata={"help": "Number of processes; torchrun and Slurm set it."},
-    )
 
     def __post_init__(self):
+        super().__post_init__()
         if unknown := sorted(set(self.controls) - KINDS.keys()):
             raise ValueError(f"expected controls among {list(KINDS)}, got {unknown[0]!r}")
         if self.edges not in EDGES:
             raise ValueError(f"expected edges among {list(EDGES)}, got {self.edges!r}")
         if self.output_dir is None and self.show is None:
             raise ValueError("expected output_dir or show, got neither; say where the controls should go")
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"expected a rank from 0 to {self.world_size - 1}, got {self.rank}; count from 0")
 
 
 def read_options(options: list[str]) -> dict[str, dict]:
@@ -91,11 +76,10 @@ def read_options(options: list[str]) -> dict[str, dict]:
 def build(args: ControlsArguments) -> list[Annotator]:
     """The wanted controls with their options, each on this process's device."""
     options = read_options(args.options)
-    place = device(args.rank)
 
     def one(name: str, **defaults) -> Annotator:
         if "checkpoint" in {known.name for known in fields(KINDS[name])}:
-            defaults["device"] = place
+            defaults["device"] = args.device
         if name == "scribble":
             defaults["edges"] = one(args.edges)
         return KINDS[name](**{"image_column": args.image_column, "size": args.size} | defaults | options[name])
@@ -127,26 +111,16 @@ def boxed(picture: Image.Image, boxes: list[list[float]]) -> Image.Image:
 
 def main(args: ControlsArguments) -> None:
     annotators = build(args)
-    splits = load_dataset(args.dataset, data_files=args.files, streaming=args.streaming)
     if args.show:
-        first = in_shards(next(iter(splits.values())), 1)[0].take(args.show_rows)
+        first = in_shards(next(iter(args.splits().values())), 1)[0].take(args.show_rows)
         contact_sheet(list(annotated(first, annotators, args.show_rows)), annotators).save(args.show)
         print(f"{args.show}: {', '.join(args.controls)}")
     if args.output_dir is None:
         return
-    folder = Path(args.output_dir) / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        parts = in_shards(split, args.num_shards)
-        for index in range(args.rank, len(parts), args.world_size):
-            path = folder / f"{name}-{index:05d}-of-{len(parts):05d}.parquet"
-            if path.exists():
-                print(f"{name}: {path} is there; remove it to draw its controls again")
-                continue
-            annotated(parts[index], annotators, args.batch_size).to_parquet(path.with_suffix(".part"))
-            path.with_suffix(".part").rename(path)
-            skipped = sum(annotator.skipped for annotator in annotators)
-            print(f"{name}: {path.name} written, {skipped} broken pictures skipped so far")
+    for shard in args.missing_shards(Path(args.output_dir) / "data", "to draw its controls again"):
+        write_parquet(annotated(shard.rows, annotators, args.batch_size), shard.path)
+        skipped = sum(annotator.skipped for annotator in annotators)
+        print(f"{shard.split}: {shard.path.name} written, {skipped} broken pictures skipped so far")
 
 
 if __name__ == "__main__":

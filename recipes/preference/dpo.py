@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import DPOConfig, ModelConfig, TrlParser, get_peft_config
+from tuning import train_and_save
 
 from cm3leon_hf import default_model
 from cm3leon_hf.training.adapters import TARGETS
-from cm3leon_hf.training.checkpoints import last_whole_checkpoint
-from cm3leon_hf.training.faults import StopOnSignal
 from cm3leon_hf.training.preference import PicturePairsTrainer
-from cm3leon_hf.training.saving import save_tuned
 
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
@@ -52,11 +50,7 @@ def main(args: PairsArguments, training: DPOConfig, model_args: ModelConfig) -> 
         processing_class=processor.tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    stop = StopOnSignal(trainer)
-    trainer.add_callback(stop)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
-    if not stop.stopped:
-        save_tuned(trainer, processor)
+    train_and_save(trainer, processor)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 from trl import TrlParser
 
 from cm3leon_hf import default_model
-from cm3leon_hf.cli import find_documents, load_clip
+from cm3leon_hf.cli_loading import find_documents, load_clip
 from cm3leon_hf.evaluation.reranking import draw_candidates, rank
 from cm3leon_hf.grid import draw_grid
 from cm3leon_hf.progress import TokenProgress

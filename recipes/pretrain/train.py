@@ -21,6 +21,7 @@ from transformers import (
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
+from cm3leon_hf.data.arguments import TransformArguments
 from cm3leon_hf.data.pretraining import CausalCollator, CM3Rows, balanced_rows
 from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
@@ -34,14 +35,9 @@ from cm3leon_hf.training.saving import save_model
 
 
 @dataclass
-class ObjectiveArguments:
-    span_rate: float = field(default=1.0, metadata={"help": "Mean number of moved spans."})
-    max_spans: int = field(default=1, metadata={"help": "Most spans of a document; the model needs as many masks."})
-    whole_segment: float = field(default=0.0, metadata={"help": "Share of moved spans that are a whole text or image."})
+class ObjectiveArguments(TransformArguments):
     image_first: float = field(default=0.0, metadata={"help": "Share of pairs with the image in front of the text."})
     instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
-    image_noise: float = field(default=0.0, metadata={"help": "Largest share of image tokens to read wrongly."})
-    overflow: str = field(default="drop", metadata={"help": "Packing: drop keeps documents whole, stream cuts them."})
 
 
 @dataclass

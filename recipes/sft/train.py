@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
 from cm3leon_hf import default_model
+from cm3leon_hf.data.arguments import TransformArguments
 from cm3leon_hf.data.pretraining import CM3Rows, fitting_rows
 from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
@@ -30,13 +31,9 @@ from cm3leon_hf.training.saving import save_tuned
 
 
 @dataclass
-class ObjectiveArguments:
+class ObjectiveArguments(TransformArguments):
     answer_share: float = field(default=0.5, metadata={"help": "Share of rows whose output comes last, as in prompts."})
-    span_rate: float = field(default=1.0, metadata={"help": "Mean number of moved spans of the other rows."})
-    max_spans: int = field(default=1, metadata={"help": "Most spans of a document; the model needs as many masks."})
     whole_segment: float = field(default=0.5, metadata={"help": "Share of moved spans that are a whole text or image."})
-    image_noise: float = field(default=0.0, metadata={"help": "Largest share of image tokens to read wrongly."})
-    overflow: str = field(default="drop", metadata={"help": "Packing: drop keeps documents whole, stream cuts them."})
 
 
 @dataclass

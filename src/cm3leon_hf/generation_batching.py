@@ -4,8 +4,8 @@ import copy
 
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
-from .generation_branches import GUIDANCE_ARGUMENTS, guidance_of
-from .logits_processors import ModalityLogitsProcessor
+from .generation_branches import GUIDANCE_ARGUMENTS, choose_guidance, guidance_of, guidance_values
+from .logits_processors import BranchLogitsProcessor, ModalityLogitsProcessor
 
 
 class CM3LeonBatchingMixin(GenerationMixin):
@@ -30,16 +30,22 @@ class CM3LeonBatchingMixin(GenerationMixin):
             inputs (`list[list[int]]`): Prompts of any lengths, without padding.
             generation_config ([`GenerationConfig`], *optional*): As in transformers.
             generation_mode (`str`, *optional*): `"text"` (default), up to the last position at most, or `"image"`.
-            kwargs: As in transformers, such as `continuous_batching_config` and `max_new_tokens`.
+            kwargs: As in transformers, such as `continuous_batching_config` and `max_new_tokens`, and
+                `guidance_scale=1` for images where the model's own default is to guide them.
 
         Returns:
             `dict[str, GenerationOutput]`: By request; `generated_tokens` leaves the prompt out.
 
         Raises:
-            ValueError: for another mode, guided images, or a prompt that leaves no room.
+            ValueError: for another mode, guidance, or a prompt that leaves no room.
         """
         config = copy.deepcopy(generation_config or self.generation_config)
         mode = config.generation_mode = generation_mode or getattr(config, "generation_mode", None) or "text"
+        call = {name: kwargs.pop(name, None) for name in GUIDANCE_ARGUMENTS}
+        passed, own = guidance_values(generation_config), guidance_values(self.generation_config)
+        _refuse(choose_guidance(call, passed, own, mode, steered=False))
+        for name in GUIDANCE_ARGUMENTS:
+            setattr(config, name, None)
         vocab = self.config.vocabulary
         if mode == "image":
             inputs = [ids if ids[-1] in (vocab.break_id, vocab.infill_id) else [*ids, vocab.break_id] for ids in inputs]
@@ -60,16 +66,20 @@ class CM3LeonBatchingMixin(GenerationMixin):
         mode = getattr(generation_config, "generation_mode", None) or "text"
         if mode not in ("text", "image"):
             raise ValueError(f"expected generation_mode 'text' or 'image' in continuous batching, got {mode!r}")
-        values = {name: getattr(generation_config, name, None) for name in GUIDANCE_ARGUMENTS}
-        if mode == "image" and guidance_of(**values) is not None:
-            raise ValueError(
-                f"expected images without guidance in continuous batching, got {values}; set guidance_scale=1 and "
-                "leave the others out, or call generate"
-            )
+        if mode == "image":
+            _refuse(guidance_of(**guidance_values(generation_config)))
         plain = copy.deepcopy(generation_config)
         plain.guidance_scale = None  # the model's default is for images
         modality = ModalityLogitsProcessor(self.config.vocabulary, mode)
         return LogitsProcessorList([modality, *super()._get_logits_processor(plain)])
+
+
+def _refuse(guidance: BranchLogitsProcessor | None) -> None:
+    if guidance is not None:
+        raise ValueError(
+            f"expected no guidance in continuous batching, got {vars(guidance)}; set guidance_scale=1 and leave the "
+            "others out, or call generate"
+        )
 
 
 __all__ = ["CM3LeonBatchingMixin"]

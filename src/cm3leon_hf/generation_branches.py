@@ -1,6 +1,7 @@
 """Which guidance a call of generate() asks for, and the prompts of its branches."""
 
 import torch
+from transformers import GenerationConfig
 
 from .logits_processors import (
     BatchedGuidanceLogitsProcessor,
@@ -14,6 +15,11 @@ GUIDANCE_ARGUMENTS = ("guidance_scale", "image_guidance_scale", "contrastive_alp
 IMAGE_EDITING_TEXT_SCALE = 7.5  # section 4.1, for image_guidance_scale without a guidance_scale
 
 
+def guidance_values(config: GenerationConfig | None) -> dict:
+    """What a configuration says of guidance, `None` where it says nothing."""
+    return {name: getattr(config, name, None) for name in GUIDANCE_ARGUMENTS}
+
+
 def choose_guidance(call: dict, passed: dict, own: dict, mode: str, steered: bool) -> BranchLogitsProcessor | None:
     """
     The guidance that a call asks for: the first source that names a strategy decides.
@@ -21,7 +27,8 @@ def choose_guidance(call: dict, passed: dict, own: dict, mode: str, steered: boo
     Args:
         call, passed, own (`dict`): Values of `GUIDANCE_ARGUMENTS` (`None` where not given) in the call, in the
             configuration that it passes, and in the model's own defaults. The defaults are for drawing: text is guided
-            by them only where there is something to guide it away from.
+            by them only where the call brings something to guide it away from. A passed configuration that says the
+            same counts as the defaults, since pipelines pass them on; an argument of the call always counts.
         mode (`str`): Generation mode.
         steered (`bool`): Whether the call brings negative prompts.
 
@@ -33,7 +40,7 @@ def choose_guidance(call: dict, passed: dict, own: dict, mode: str, steered: boo
     """
     sources = [call, passed, own]
     if mode != "image" and not steered:
-        sources = [source for source in sources[:2] if source != own]  # a pipeline passes the defaults on
+        sources = [call] if passed == own else [call, passed]
     for source in sources:
         guidance = guidance_of(**source)
         if any(value is not None for value in source.values()):

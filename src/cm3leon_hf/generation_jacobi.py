@@ -8,7 +8,19 @@ speculative sampling, so what is final follows the model's own distribution; her
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
+
+
+def check_jacobi(window: int, mode: str, config: GenerationConfig) -> None:
+    """Raises `ValueError` where a call asks for what speculative Jacobi decoding cannot do."""
+    search = config.get_generation_mode()
+    fits = search in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and config.use_cache is not False
+    if mode != "image" or window < 1 or not fits or config.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"expected jacobi_window >= 1 for images by sampling or greedy search with the dynamic cache, got {window} "
+            f"in {mode!r} mode by {search.value} with use_cache={config.use_cache} and "
+            f"cache_implementation={config.cache_implementation}; leave it out"
+        )
 
 
 @torch.no_grad()

@@ -11,14 +11,15 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .images import read_image
 from .modeling_vqgan import CM3LeonVQGAN
-from .processing_infilling import fill_image, fill_text, image_holes, masked_tokens, split_images, text_holes
-from .processing_prompts import CHAT_TEMPLATE, CONTROLS, EDITING, IMAGE_TO_IMAGE, IMAGE_TO_TEXT, behind_retrieved
-from .vocabulary import BREAK, GENERATION_MODES, IMAGE, INFILL, MASK, Vocabulary
+from .processing_infilling import fill_image, fill_text, split_images
+from .processing_prompts import CHAT_TEMPLATE, IMAGE_TO_TEXT
+from .processing_tasks import CM3LeonTasksMixin
+from .vocabulary import GENERATION_MODES, IMAGE, MASK, Vocabulary
 
 VQGAN_FOLDER = "vqgan"
 
 
-class CM3LeonProcessor(ProcessorMixin):
+class CM3LeonProcessor(CM3LeonTasksMixin, ProcessorMixin):
     """
     Joins an image processor, a text tokenizer and a VQGAN.
 
@@ -104,145 +105,6 @@ class CM3LeonProcessor(ProcessorMixin):
             texts = [t if MASK in t else f"{t}{IMAGE_TO_TEXT}" for t in texts]
         image_ids = self.vocabulary.codes_to_ids(codes).tolist() if count else []
         return self._batch(texts, image_ids, padding, return_tensors, add_special_tokens)
-
-    def for_text_to_image(
-        self, prompts: str | list[str], retrieved: list[list[dict]] | None = None, max_length: int | None = None
-    ) -> BatchFeature:
-        """
-        Prompts whose continuation is an image: `<eos> text <break>` (section 2.2), behind retrieved documents if any.
-
-        Args:
-            prompts (`str` or `list[str]`): What to draw.
-            retrieved (`list[list[dict]]`, *optional*): Documents for each prompt, the best first, as
-                [`~cm3leon_hf.retrieval.augmenter.RetrievalAugmenter.for_prompts`] gives them: each with `text`, or a
-                picture as `codes` or `image`, or both.
-            max_length (`int`, *optional*): Positions that the prompt and its image may take; by default the
-                tokenizer's `model_max_length`. Documents that do not fit are dropped whole, the worst first.
-
-        Raises:
-            ValueError: if a prompt is empty, or there are not as many lists of documents as prompts.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
-            raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
-        texts = [f"{prompt}{BREAK}" for prompt in prompts]
-        if retrieved is None:
-            return self(text=texts)
-        if len(retrieved) != len(prompts):
-            raise ValueError(
-                f"expected a list of documents for each of {len(prompts)} prompts, got {len(retrieved)}; match them"
-            )
-        room = (max_length or self.tokenizer.model_max_length) - self.vocabulary.image_length
-        rows = [
-            behind_retrieved(
-                [self.document_ids(one) for one in documents], self(text=text)["input_ids"][0].tolist(), room
-            )
-            for documents, text in zip(retrieved, texts)
-        ]
-        return BatchFeature(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
-
-    def document_ids(self, document: dict) -> list[int]:
-        """
-        A document's ids, `<eos> text <break> image`, without what it lacks.
-
-        Args:
-            document (`dict`): With `text`, or a picture as `codes` or `image`, or both.
-
-        Raises:
-            ValueError: if it has neither, or as `__call__`.
-        """
-        text, codes, image = (document.get(name) for name in ("text", "codes", "image"))
-        if text is None and codes is None and image is None:
-            raise ValueError("expected a document with a text or a picture, got neither; leave it out")
-        shown = codes is not None or image is not None
-        codes = None if codes is None else torch.as_tensor(codes, dtype=torch.long)[None]
-        codes = self._codes(image if codes is None else None, codes)
-        image_ids = [] if codes is None else self.vocabulary.codes_to_ids(codes).tolist()
-        return self._batch([f"{text or ''}{BREAK}{IMAGE}" if shown else text], image_ids)["input_ids"][0].tolist()
-
-    def for_image_to_text(self, images=None, text: str | None = None, image_codes=None) -> BatchFeature:
-        """
-        Prompts whose continuation describes an image: `<eos> text <mask> <break> image <infill>` (section 2.2).
-
-        Args:
-            images (picture or list): What to describe.
-            text (`str`, *optional*): An instruction, such as "Describe the given picture."
-            image_codes (`torch.LongTensor` of shape `(images, image_length)`, *optional*): Codes in place of images.
-
-        Raises:
-            ValueError: as `__call__`.
-        """
-        codes = self._codes(images, image_codes)
-        if codes is None:
-            raise ValueError("expected images or their codes, got neither; pass what to describe")
-        return self(text=[f"{text or ''}{IMAGE_TO_TEXT}"] * len(codes), image_codes=codes)
-
-    def for_editing(self, images, instruction: str) -> BatchFeature:
-        """
-        Prompts whose continuation is the picture changed as the instruction says (Table 5, InstructPix2Pix).
-
-        Generate with `generation_mode="image"` and `image_guidance_scale=1.5, guidance_scale=7.5` (section 4.1).
-
-        Args:
-            images (picture or list): What to edit.
-            instruction (`str`): Such as "make it blue".
-
-        Raises:
-            ValueError: if the instruction is empty, or a picture cannot be read.
-        """
-        return self._from_images(EDITING, images, instruction)
-
-    def for_image_to_image(self, control_images, control: str, text: str) -> BatchFeature:
-        """
-        Prompts whose continuation is a picture with the structure of a control image (Table 5).
-
-        Generate with `generation_mode="image"` and one `guidance_scale=3.0` (section 4.1).
-
-        Args:
-            control_images (picture or list): Edges, depth and so on, as pictures.
-            control (`str`): What they show: `"canny"`, `"segmentation"`, `"hed"`, `"pose"`, `"depth"`, `"normal"` or
-                `"scribble"`.
-            text (`str`): What to draw.
-
-        Raises:
-            ValueError: if the control is unknown, the text is empty, or a picture cannot be read.
-        """
-        if control not in CONTROLS:
-            raise ValueError(f"expected a control among {sorted(CONTROLS)}, got {control!r}")
-        return self._from_images(IMAGE_TO_IMAGE, control_images, text, control=CONTROLS[control])
-
-    def for_infilling(self, image=None, mask=None, text: str | None = None) -> BatchFeature:
-        """
-        Prompts whose continuation fills a hole of a picture, or holes of a text (section 2.2).
-
-        For a picture, generate with `generation_mode="image"`: the span from the first to the last token under the mask
-        is written anew, its tokens outside the mask are forced, and everything else stays as it is. For a text, with
-        `generation_mode="text"`. `post_process_multimodal_output` puts what was written back into its place.
-
-        Args:
-            image (picture, *optional*): The picture to fill, or the one that the text describes.
-            mask (picture or array of shape `(height, width)`, *optional*): White where the picture is to be filled; of
-                the picture's size.
-            text (`str`, *optional*): With a mask, what the picture shows; without, a text with `<mask>` for each hole.
-
-        Returns:
-            [`BatchFeature`]: `input_ids`, `attention_mask`, and `known_ids` or `text_pieces` for `generate`.
-
-        Raises:
-            ValueError: for a mask of another size or over nothing, a mask without a picture, holes in both, or none.
-        """
-        if mask is None:
-            text, pieces = text_holes(text or "", self.tokenizer)
-            shown = "" if image is None else f"{BREAK}{IMAGE}"
-            batch = self(text=f"{text}{shown}{INFILL}", images=image)
-            return BatchFeature(dict(batch) | {"text_pieces": [pieces]})
-        if image is None or MASK in (text or ""):
-            raise ValueError(f"expected a picture for the mask and a text without {MASK}, got no picture or both holes")
-        picture = read_image(image)
-        masked = masked_tokens(mask, picture, self.image_processor, self.image_grid_size)
-        left, known = image_holes(self.encode_images(picture), masked[None], self.vocabulary)
-        batch = self._batch([f"{text or MASK}{BREAK}{IMAGE}"], left)
-        return BatchFeature(dict(batch) | {"known_ids": known})
 
     def encode_images(self, images) -> torch.LongTensor:
         """Pictures to codes `(images, image_length)`, on the CPU."""
@@ -331,13 +193,6 @@ class CM3LeonProcessor(ProcessorMixin):
 
     def _drawn(self, ids: list[int]) -> Image.Image:
         return self.decode_images(self.vocabulary.ids_to_codes(torch.tensor([ids])))[0]
-
-    def _from_images(self, template: str, images, text: str, **words: str) -> BatchFeature:
-        """One prompt for each image, all with the same text."""
-        if not text.strip():
-            raise ValueError("expected a text that is not empty, got an empty one; say what you want to see")
-        codes = self.encode_images(images)
-        return self(text=[template.format(text=text, **words)] * len(codes), image_codes=codes)
 
     def _batch(
         self, texts, image_ids: list[list[int]], padding=True, return_tensors="pt", add_special_tokens=True

@@ -2,6 +2,8 @@
 
 import logging
 
+import numpy as np
+
 from .vocabulary import BREAK, EOS, IMAGE, INFILL, MASK
 
 logger = logging.getLogger(__name__)
@@ -40,14 +42,31 @@ def behind_retrieved(documents: list[list[int]], ids: list[int], max_length: flo
         ids (`list[int]`): What they were retrieved for.
         max_length (`float`): Ids that fit. Documents that do not are dropped whole from the front, and it is logged.
     """
-    kept = list(documents)
-    while kept and sum(map(len, kept)) + len(ids) > max_length:
-        kept.pop()
-    if len(kept) < len(documents):
+    sections = [*reversed(documents), ids]
+    kept = fitting_sections(np.array([*map(len, sections)]), np.zeros(len(sections), np.int64), max_length)
+    if not kept.all():
         logger.warning(
             "dropped %d of %d retrieved documents, which do not fit into %d tokens",
-            len(documents) - len(kept),
+            (~kept).sum(),
             len(documents),
             max_length,
         )
-    return [id for document in reversed(kept) for id in document] + ids
+    return [id for section, fits in zip(sections, kept) if fits for id in section]
+
+
+def fitting_sections(lengths: np.ndarray, document: np.ndarray, max_length: float) -> np.ndarray:
+    """
+    Which sections stay when whole ones are dropped from the front until each document fits (ours).
+
+    Args:
+        lengths (`np.ndarray` of shape `(sections,)`): Tokens of each: retrieved documents, then what they are for.
+        document (`np.ndarray` of shape `(sections,)`): The document that each belongs to, ascending.
+        max_length (`float`): Tokens that fit.
+
+    Returns:
+        `np.ndarray` of bool, `(sections,)`; a document's last section always stays.
+    """
+    ends = np.cumsum(lengths)
+    last = np.searchsorted(document, document, side="right") - 1
+    rest = ends[last] - ends + lengths  # from a section's beginning to its document's end
+    return (rest <= max_length) | (last == np.arange(len(lengths)))

@@ -7,6 +7,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.generation import BaseStreamer
 
+from .vocabulary import Vocabulary
+
 
 class TokenProgress(BaseStreamer):
     """
@@ -32,7 +34,7 @@ class TokenProgress(BaseStreamer):
 
 class PicturePreview(BaseStreamer):
     """
-    A streamer that shows the pictures so far, white where no token stands yet.
+    A streamer that shows the pictures so far, white where no token stands yet; a hole that is filled, in its picture.
 
     Args:
         processor ([`CM3LeonProcessor`]): Decodes tokens.
@@ -49,23 +51,35 @@ class PicturePreview(BaseStreamer):
             raise ValueError(f"expected to show pictures every 1 token or more, got every {every}")
         self.processor, self.show = processor, show
         self.white = processor.encode_images(Image.new("RGB", (64, 64), "white"))
+        self.prompts: torch.LongTensor | None = None
         self.tokens: list[torch.LongTensor] = []
-        self.prompt_seen = False
 
     def put(self, value: torch.LongTensor) -> None:
-        if self.prompt_seen:
-            self.tokens.append(value.flatten())
-            if len(self.tokens) % self.every == 0:
-                self.show(self.pictures())
-        self.prompt_seen = True  # the prompt comes first
+        if self.prompts is None:  # which come first
+            self.prompts = value
+            return
+        self.tokens.append(value.flatten())
+        if len(self.tokens) % self.every == 0:
+            self.show(self.pictures())
 
     def pictures(self) -> list[Image.Image]:
         """The pictures so far."""
-        drawn = self.processor.vocabulary.ids_to_codes(torch.stack(self.tokens, dim=1))
-        codes = self.white.repeat(len(drawn), 1)
-        codes[:, : drawn.shape[1]] = drawn
-        return self.processor.decode_images(codes)
+        vocab = self.processor.vocabulary
+        rows = torch.cat([self.prompts, torch.stack(self.tokens, dim=1)], dim=1)
+        white = vocab.codes_to_ids(self.white[0])
+        drawn = torch.stack([unfinished_image(row, white, vocab) for row in rows])
+        return self.processor.decode_images(vocab.ids_to_codes(drawn))
 
     def end(self) -> None:
         if len(self.tokens) % self.every:
             self.show(self.pictures())
+
+
+def unfinished_image(ids: torch.LongTensor, white: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongTensor:
+    """The image ids that a row `(length,)` draws behind its last `<break>`, or fills there, the rest of them white."""
+    image = ids[int((ids == vocabulary.break_id).nonzero()[-1]) + 1 :]
+    behind = image[:0]
+    if (image == vocabulary.infill_id).any():
+        hole, infill = (int((image == mark).nonzero()[0]) for mark in (vocabulary.mask_id, vocabulary.infill_id))
+        image, behind = torch.cat([image[:hole], image[infill + 1 :]]), image[hole + 1 : infill]
+    return torch.cat([image, white[len(image) : len(white) - len(behind)], behind])

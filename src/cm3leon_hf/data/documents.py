@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..processing_prompts import fitting_sections
 from ..vocabulary import Vocabulary
 
 IGNORED = -100  # the label of what is not to be predicted
@@ -95,12 +96,10 @@ def drop_sections(parts: Parts, max_length: int) -> Parts:
     """
     parts = parts.where(parts.length > 0)
     begins, breaks = parts.leads()
-    before = np.cumsum(parts.length + begins + breaks) - (parts.length + begins + breaks)
-    total = np.append(before, (parts.length + begins + breaks).sum())
     section = np.cumsum(begins) - 1  # of all documents, counted through
-    rest = total[np.searchsorted(parts.document, parts.document, side="right")] - before[begins][section]
-    last = section == section[np.searchsorted(parts.document, parts.document, side="right") - 1]
-    return parts.where(last | (rest + 1 <= max_length))  # with the closing `<eos>`
+    lengths = np.bincount(section, parts.length + begins + breaks)
+    kept = fitting_sections(lengths, parts.document[begins], max_length - 1)  # with the closing `<eos>`
+    return parts.where(kept[section])
 
 
 def join_parts(source: np.ndarray, parts: Parts, count: int, vocabulary: Vocabulary) -> Documents:

@@ -1,0 +1,49 @@
+"""A prompt is read once for all the sequences that are sampled from it."""
+
+import torch
+from transformers import Cache, GenerationConfig, StaticCache
+from transformers.generation import GenerationMode
+
+from .generation_branches import add_branches
+
+
+def may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
+    """Whether several sequences are sampled from a prompt, with a plain cache, and nobody looks at the prompt."""
+    watched = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
+    return (
+        (config.num_return_sequences or 1) > 1
+        and config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.SAMPLE
+        and config.use_cache is not False
+        and config.cache_implementation in (None, "dynamic", "static")
+        and kwargs.get("past_key_values") is None
+        and not config.prefill_chunk_size
+        and not watched
+    )
+
+
+@torch.no_grad()
+def shared_prefix(model, ids, attention_mask, config: GenerationConfig, kwargs: dict) -> Cache:
+    """
+    The cache of all prompts but their last token, computed once for all sequences of a prompt.
+
+    Args:
+        model ([`CM3LeonForCausalLM`]): The model.
+        ids, attention_mask (`torch.LongTensor` of shape `(batch, length)`): The user's prompts.
+        config ([`GenerationConfig`]): The call's; its `cache_implementation` is taken out, since the cache is there.
+        kwargs (`dict`): The call's further arguments, with the prompts of guidance if it is guided.
+    """
+    if "guidance_ids" in kwargs:
+        ids = add_branches(ids, kwargs["guidance_ids"])
+        attention_mask = add_branches(attention_mask, kwargs["guidance_attention_mask"])
+    positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
+    cache = model.model(
+        ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
+    ).past_key_values
+    cache.batch_repeat_interleave(config.num_return_sequences)
+    if config.cache_implementation != "static":
+        return cache
+    config.cache_implementation = None  # the stock loop gets the cache itself
+    static = StaticCache(config=model.config, max_cache_len=ids.shape[1] + config.max_new_tokens)
+    for index, layer in enumerate(cache.layers):
+        static.update(layer.keys, layer.values, index)
+    return static
