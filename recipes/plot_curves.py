@@ -44,6 +44,8 @@ def main(args: CurveArguments) -> None:
             label = f"{'held out' if 'eval_' in name else 'training'} {modality}".strip()
             axis.plot(*zip(*curves[name]), label=label)
         axis.set(xlabel="step", ylabel=LABELS[kind], yscale="log" if kind == "perplexity" else "linear")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.legend()
     figure.savefig(args.out, dpi=100)
     print(args.out)

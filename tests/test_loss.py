@@ -1,8 +1,13 @@
 import pytest
 import torch
+import trl.trainer.utils
 from conftest import small_model
+from transformers import TrainingArguments
+from trl import SFTConfig
 
 from cm3leon_hf.modeling_loss import CHUNK, chunked_causal_loss, has_chunked_loss
+from cm3leon_hf.training.instruction import InstructionTrainer
+from cm3leon_hf.training.pretraining import PretrainingTrainer
 
 needs_torch = pytest.mark.skipif(not has_chunked_loss(), reason="torch has no chunked linear_cross_entropy before 2.13")
 
@@ -50,3 +55,31 @@ def test_labels_that_are_all_left_out_are_as_before():
     labels = torch.full((1, 4), -100)
     assert chunked_causal_loss(hidden, weight, labels).isnan()  # as transformers' mean over nothing
     assert chunked_causal_loss(hidden, weight, labels, num_items_in_batch=4) == 0
+
+
+@needs_torch
+@pytest.mark.skipif(not hasattr(trl.trainer.utils, "add_fused_lm_head"), reason="this TRL computes logits")
+def test_fine_tuning_and_pretraining_compute_the_same_loss_without_logits(batch, tokenizer, tmp_path, monkeypatch):
+    """TRL's own loss and ours: one value, the same gradients, and the head is never called."""
+    monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
+    batch |= {"attention_mask": torch.ones_like(batch["input_ids"])}
+    quiet = {"use_cpu": True, "report_to": "none"}
+    pretraining = PretrainingTrainer(
+        model=small_model(), args=TrainingArguments(str(tmp_path), **quiet), vocabulary=small_model().config.vocabulary
+    )
+    dataset_kwargs = {"skip_prepare_dataset": True}
+    tuning = InstructionTrainer(
+        model=small_model(),
+        args=SFTConfig(str(tmp_path), bf16=False, dataset_kwargs=dataset_kwargs, **quiet),
+        train_dataset=[],
+        processing_class=tokenizer,
+    )
+    found = []
+    for trainer in (pretraining, tuning):
+        model, called = trainer.model.train(), []
+        model.lm_head.register_forward_hook(lambda *_, called=called: called.append(1))
+        loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(1000))
+        loss.backward()
+        assert not called
+        found.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}))
+    torch.testing.assert_close(*found)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, load_recipe, small_config, small_model
+from conftest import POSITIONS, REPOSITORY, load_recipe, small_config, small_model
 from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from trl import TrlParser
 from typer.testing import CliRunner
@@ -101,6 +102,54 @@ def test_flops_are_those_that_training_counts(tmp_path, monkeypatch):
     length = model.config.max_position_embeddings
     counted = trainer.flops_per_token + trainer.attention_flops * length / 2
     assert planning.flops_per_token(model.config) == counted
+
+
+def test_flops_are_those_of_the_operations():
+    model = small_model(attn_implementation="eager").train()
+    config, ids = model.config, torch.randint(6, 600, (2, POSITIONS))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids).loss.backward()
+    hidden_half = 6 * config.num_hidden_layers * config.hidden_size * POSITIONS  # that causality hides, computed here
+    assert counter.get_total_flops() / ids.numel() == planning.flops_per_token(config) + hidden_half
+
+
+def test_weights_gradients_and_moments_take_what_is_planned():
+    model = small_model().train()
+    ids = torch.randint(6, 600, (2, POSITIONS))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    weights = [*model.parameters()]
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    planned = planning.full_bytes(model.config, planning.Layout(False, False, 2), 1)
+    assert planned["gradients"] == sum(weight.grad.nbytes for weight in weights)
+    assert planned["optimizer"] == sum(moment.nbytes for moment in moments)
+    copies = sum(weight.to(torch.bfloat16).nbytes for weight in weights)  # autocast keeps them until the step
+    assert planned["weights"] == sum(weight.nbytes for weight in weights) + copies
+
+
+class FullSequences(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(6, 600, (POSITIONS,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids}
+
+
+def test_a_run_takes_as_long_as_planned_at_the_rate_that_it_logs(tmp_path, monkeypatch):
+    peak = 1e-3  # of this made-up device, in TFLOP/s
+    monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: peak)
+    settings = {"use_cpu": True, "report_to": "none", "max_steps": 4, "logging_steps": 4, "disable_tqdm": True}
+    args = TrainingArguments(str(tmp_path), per_device_train_batch_size=2, **settings)
+    trainer = ThroughputTrainer(model=small_model(), args=args, train_dataset=FullSequences())
+    trainer.train()
+    [log] = [log for log in trainer.state.log_history if "tokens_per_second" in log]
+    tokens, batch = 4 * 2 * POSITIONS, 2 * POSITIONS
+    gpu = planning.GPU(80, peak * log["fraction_of_matmul_rate"])
+    plan = planning.plan(trainer.model.config, 1, gpu, tokens, batch, utilization=1.0)
+    rounding = 0.5 / log["tokens_per_second"] + 0.0005 / log["fraction_of_matmul_rate"]
+    assert plan.steps == 4 and plan.gpu_hours * 3600 == pytest.approx(tokens / log["tokens_per_second"], rel=rounding)
 
 
 def test_adapters_are_counted_as_peft_makes_them(folder):

@@ -225,6 +225,21 @@ def test_perplexity_of_each_modality(vocabulary):
     assert set(only_text) == {"perplexity", "text_perplexity"}
 
 
+def test_perplexities_are_measured_while_training_and_plotted(inputs, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "curves.png"
+    settings = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    RECIPE.main(arguments(inputs, packing=True), OBJECTIVE, training(run, **settings))
+    curves = load_recipe("plot_curves.py")
+    curves.main(curves.CurveArguments(str(run), str(picture)))
+    history = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in curves.plt.gcf().axes[1].get_lines()}
+    assert lines.keys() == {"held out text", "held out image"} and picture.exists()
+    for modality in ("text", "image"):
+        name = f"eval_{modality}_perplexity"
+        assert lines[f"held out {modality}"] == [[log["step"], log[name]] for log in history if name in log]
+    assert [step for step, _ in lines["held out text"]] == [2, 4]
+
+
 def test_accumulation_makes_batches_of_as_many_tokens(inputs):
     settings = training("out")
     RECIPE.set_accumulation(settings, 96 * 2 * 5, 96)

@@ -110,10 +110,10 @@ def test_the_trainer_logs_every_loss_and_the_codebooks_use(trained_vqgan):
 
 def test_last_whole_checkpoint(tmp_path):
     assert last_whole_checkpoint(str(tmp_path)) is last_whole_checkpoint(str(tmp_path / "nowhere")) is None
-    for step in (9, 10, 11):
+    (tmp_path / "checkpoint-13").mkdir()
+    for step, state in ((9, "{}"), (10, '{"epoch": 1}'), (11, ""), (12, '{"epoch"')):  # of the last, half is written
         (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_whole_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
 
 

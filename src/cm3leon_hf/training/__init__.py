@@ -1,0 +1,1 @@
+from . import tracking as tracking  # makes transformers know Aim

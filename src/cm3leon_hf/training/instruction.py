@@ -18,6 +18,9 @@ class InstructionTrainer(ExactResumeMixin, FiniteStepsMixin, SFTTrainer):
     `dataset_kwargs={"skip_prepare_dataset": True}`. So it is shown a row of the form that ours have, and the stock
     Trainer below it gets ours, which know the epoch and draw other spans in each.
 
+    TRL computes the loss without holding logits, and its metrics in the same pass, so the model's `loss_only` would add
+    nothing here.
+
     Args:
         train_dataset ([`CM3Rows`] or [`PackedStream`]): A stream keeps its documents apart (`apart=True`).
         eval_dataset ([`CM3Rows`], *optional*): Documents to measure the loss on.
