@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import COLOURS, SHAPES, draw
 from datasets import Dataset, Features
-from test_memory_bank import DIMENSION, ENCODER, SOURCE, SeededEncoder, png
+from small_banks import DIMENSION, ENCODER, SOURCE, SeededEncoder, png
 
 from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter, Source
 from cm3leon_hf.retrieval.documents import RETRIEVED, content_key
@@ -153,6 +153,12 @@ def test_the_draws_depend_on_the_row_alone(augmenter, rows):
     assert augmenter(columns(rows[::-1]))["retrieved"] == whole[::-1]
     assert [augmenter(columns([row]))["retrieved"][0] for row in rows] == whole
     assert pickle.loads(pickle.dumps(augmenter))(columns(rows))["retrieved"] == whole
+
+
+def test_candidates_in_small_portions_give_the_same(augmenter, rows, monkeypatch):
+    whole = augmenter(columns(rows))
+    monkeypatch.setattr("cm3leon_hf.retrieval.augmenter.VECTORS", 1)
+    assert augmenter(columns(rows)) == whole
 
 
 def test_one_worker_or_eight_retrieve_the_same(augmenter, source):
