@@ -193,6 +193,8 @@ def test_rows_with_one_part_have_one_query(augmenter, rows):
     assert (len(both), len(text), len(image)) == (4, 2, 2)
     with pytest.raises(ValueError, match="expected an image file"):
         four({"image": [b"no picture"]})
+    with pytest.raises(ValueError, match="got an empty text in row 7; drop it"):
+        four({"id": [6, 7], "text": ["a", " "]})
 
 
 def test_small_and_wrong_banks(augmenter):

@@ -98,7 +98,7 @@ class RetrievalAugmenter:
             [`~cm3leon_hf.retrieval.documents.RETRIEVED`].
 
         Raises:
-            ValueError: for a picture that cannot be read, or an empty bank.
+            ValueError: for a picture that cannot be read, an empty text, or an empty bank.
         """
         examples = [dict(zip(rows, values)) for values in zip(*rows.values())]
         return {**rows, "retrieved": self.retrieve(examples)}
@@ -127,6 +127,9 @@ class RetrievalAugmenter:
         """Documents for rows, each a `dict` with `text`, `image`, `codes` and `id` as far as it has them."""
         pictures = [read_picture(example.get("image")) for example in examples]
         texts = [example.get("text") for example in examples]
+        for example, text in zip(examples, texts):
+            if text is not None and not text.strip():
+                raise ValueError(f"expected a text or None, got an empty text in row {example.get('id')!r}; drop it")
         sources = [
             Source(str(example.get("id", "")), content_key(example.get("codes"), picture, example.get("text")))
             for example, picture in zip(examples, pictures)

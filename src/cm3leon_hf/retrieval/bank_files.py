@@ -16,7 +16,7 @@ from .indexes import merge_on_disk, write_index
 MANIFEST, INDEX, VECTORS, SKIPPED = "manifest.json", "index.faiss", "vectors.npy", "skipped.json"
 DOCUMENTS = "documents-{:05d}.arrow"
 METRIC = "inner_product"
-ROWS = 1000  # documents in one record batch
+ROWS = 10_000  # documents in one record batch: a process that maps a bank reads the head of each
 BLOCK = 1 << 20  # bytes read at a time
 
 
