@@ -13,6 +13,7 @@ from .memory_bank import MemoryBank
 
 DEEPEST = 1024  # candidates of one query at most, however many of them are skipped
 VECTORS = 1 << 15  # of candidates, held at a time
+SMALLEST = np.finfo(np.float32).tiny  # in place of the length of a vector of zeros
 
 
 class Found(NamedTuple):
@@ -243,7 +244,7 @@ class RetrievalAugmenter:
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(np.sqrt(vector @ vector), np.finfo(np.float32).tiny)
+    return vector / max(np.sqrt(vector @ vector), SMALLEST)
 
 
 __all__ = ["RetrievalAugmenter"]
