@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import COLOURS, SHAPES, draw
 from datasets import Dataset, Features
-from test_memory_bank import DIMENSION, ENCODER, SOURCE, SeededEncoder, png
+from small_banks import DIMENSION, ENCODER, SOURCE, SeededEncoder, png
 
 from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter, Source
 from cm3leon_hf.retrieval.documents import RETRIEVED, content_key
@@ -155,6 +155,12 @@ def test_the_draws_depend_on_the_row_alone(augmenter, rows):
     assert pickle.loads(pickle.dumps(augmenter))(columns(rows))["retrieved"] == whole
 
 
+def test_candidates_in_small_portions_give_the_same(augmenter, rows, monkeypatch):
+    whole = augmenter(columns(rows))
+    monkeypatch.setattr("cm3leon_hf.retrieval.augmenter.VECTORS", 1)
+    assert augmenter(columns(rows)) == whole
+
+
 def test_one_worker_or_eight_retrieve_the_same(augmenter, source):
     features = Features(source.features | {"retrieved": RETRIEVED})
     options = {"batched": True, "batch_size": 5, "features": features, "load_from_cache_file": False}
@@ -187,6 +193,8 @@ def test_rows_with_one_part_have_one_query(augmenter, rows):
     assert (len(both), len(text), len(image)) == (4, 2, 2)
     with pytest.raises(ValueError, match="expected an image file"):
         four({"image": [b"no picture"]})
+    with pytest.raises(ValueError, match="got an empty text in row 7; drop it"):
+        four({"id": [6, 7], "text": ["a", " "]})
 
 
 def test_small_and_wrong_banks(augmenter):

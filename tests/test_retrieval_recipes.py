@@ -51,10 +51,12 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("retrieval")
     rows = [
         {"image": draw(colour, shape, size), "captions": [f"a {colour} {shape}", f"{shape}, {colour}"], "name": f"{at}"}
+        | {"concept": f"{colour} {shape}", "skin_tone": ""}
         for at, (colour, shape, size) in enumerate((c, s, n) for n in (20, 24) for c in COLOURS for s in SHAPES)
     ]
-    texts = datasets.List(datasets.Value("string"))
-    features = datasets.Features({"image": datasets.Image(), "captions": texts, "name": datasets.Value("string")})
+    text = datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "captions": datasets.List(text)})
+    features |= {name: text for name in ("name", "concept", "skin_tone")}
     (home / "drawn" / "data").mkdir(parents=True)
     for split, part in {"train": rows, "heldout_pairs": rows[::5]}.items():
         datasets.Dataset.from_list(part, features=features).to_parquet(
@@ -205,6 +207,31 @@ def test_training_documents_stand_behind_what_is_retrieved(home, retrieved, proc
         assert restore(ids, vocabulary) == [*expected, vocabulary.eos_id]
 
 
+def test_some_rows_get_some_documents_and_the_others_keep_their_captions(home, bank, clip, tmp_path):
+    recipe = load_recipe("retrieval/retrieve.py")
+    common = {"bank": bank, "clip_model": clip, "id_column": "name"}
+    recipe.main(recipe.RetrieveArguments(str(home / "codes"), str(tmp_path), share=0.6, min_count=1, count=2, **common))
+    rows = datasets.load_dataset(str(tmp_path), split="train")
+    assert {len(row["retrieved"]) for row in rows} == {0, 1, 2}
+    assert all(len(row["captions"]) == (1 if row["retrieved"] else 2) for row in rows)
+    assert not any(row["name"] in [one["id"] for one in row["retrieved"]] for row in rows)
+    for wrong in ({"share": 1.5}, {"min_count": 4}):
+        with pytest.raises(ValueError, match="a share from 0 to 1 and counts in order"):
+            recipe.RetrieveArguments("codes", "out", **wrong)
+
+
+def test_held_out_rows_get_what_their_prompts_would(home, bank, clip, tmp_path):
+    recipe = load_recipe("retrieval/retrieve.py")
+    arguments = {"bank": bank, "clip_model": clip, "split": "heldout_pairs", "training": False, "count": 2}
+    recipe.main(recipe.RetrieveArguments(str(home / "codes"), str(tmp_path), **arguments))
+    encoder = CLIPEncoder(clip, device="cpu")
+    loaded = MemoryBank.load(bank, encoder.name)
+    for row in datasets.load_dataset(str(tmp_path), split="heldout_pairs"):
+        ranked = loaded.search(encoder.embed_texts(row["captions"][:1]).numpy(), len(loaded))[1][0].tolist()
+        others = [one["id"] for one in loaded.fetch(ranked) if one["codes"] != row["codes"]]
+        assert [one["id"] for one in row["retrieved"]] == others[:2]
+
+
 def test_a_model_trains_with_retrieval_and_draws_with_it(home, bank, retrieved, clip, tmp_path, monkeypatch):
     monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
     small_config(initializer_range=0.02, zero_init="residual").save_pretrained(home / "config")
@@ -227,3 +254,9 @@ def test_a_model_trains_with_retrieval_and_draws_with_it(home, bank, retrieved, 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["00.png", "01.png", "02.png", "03.png", "grid.png"]
     assert Image.open(tmp_path / "out" / "grid.png").width == 3 * 168 + 8  # what was retrieved, and two drawn
+
+    samples = load_recipe("pretrain/samples.py")
+    places = {"model": str(home / "model"), "bank": bank, "clip_model": clip}
+    samples.main(samples.SampleArguments(str(home / "drawn"), str(tmp_path / "ten.png"), count=2, retrieve=1, **places))
+    width, height = Image.open(tmp_path / "ten.png").size
+    assert width == 4 * 168 + 8 and height > 2 * 160  # the artist's, what was retrieved, drawn without and with it

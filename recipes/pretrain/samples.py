@@ -1,6 +1,7 @@
 """Draws held-out prompts beside the artists' own pictures, to see what a model has learnt to compose.
 
     python recipes/pretrain/samples.py --dataset data/emoji --out runs/samples.png
+    python recipes/pretrain/samples.py --dataset data/emoji --out runs/retrieval.png --count 10 --retrieve 2
 
 The prompts are (concept, style) pairs of a held-out split, each concept once, without skin tones, in an order that a
 hash decides: one sample each, or the one of several that CLIP picks, none picked by hand. With `--retrieve 2` each row
@@ -19,7 +20,7 @@ from cm3leon_hf.cli_loading import find_documents, load_clip
 from cm3leon_hf.evaluation.reranking import draw_candidates, rank
 from cm3leon_hf.grid import draw_grid
 from cm3leon_hf.progress import TokenProgress
-from cm3leon_hf.retrieval.documents import document_picture
+from cm3leon_hf.retrieval.documents import document_cells
 
 
 @dataclass
@@ -72,19 +73,15 @@ def main(args: SampleArguments) -> None:
     path = args.model or default_model()
     model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
     drawn = draw(args, model, processor, prompts, None)
-    cells = [[(row["image"], "the artist's")] for row in rows]
     if args.retrieve:
-        clip = load_clip(args.clip_model, args.clip_weights)
-        retrieved = find_documents(prompts, args.retrieve, args.bank, clip)
-        for row, prompt, documents in zip(cells, prompts, retrieved):
-            row[0] = (row[0][0], f"{prompt}: the artist's")
-            row += [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
-            row += [(None, "")] * (args.retrieve - len(documents))
-        for row, without, behind in zip(cells, drawn, draw(args, model, processor, prompts, retrieved)):
-            row += [(without, "drawn without"), (behind, "drawn with")]
+        retrieved = find_documents(prompts, args.retrieve, args.bank, load_clip(args.clip_model, args.clip_weights))
+        behind, shown = draw(args, model, processor, prompts, retrieved), document_cells(retrieved, processor)
+        cells = [
+            [(row["image"], f"{prompt}: the artist's"), *documents, (one, "drawn without"), (other, "drawn with")]
+            for row, prompt, documents, one, other in zip(rows, prompts, shown, drawn, behind)
+        ]
     else:
-        for row, prompt, image in zip(cells, prompts, drawn):
-            row.insert(0, (image, prompt))
+        cells = [[(image, prompt), (row["image"], "the artist's")] for row, prompt, image in zip(rows, prompts, drawn)]
     columns = len(cells[0]) if args.retrieve else 4 * len(cells[0])
     draw_grid(*zip(*(cell for row in cells for cell in row)), columns=columns).save(args.out)
     print(args.out)

@@ -112,13 +112,9 @@ def grid_cells(prompts: list[str], pools: list[list], retrieved: list[list[dict]
     ]
     if retrieved is None:
         return rows
-    from .retrieval.documents import document_picture
+    from .retrieval.documents import document_cells
 
-    places = max(map(len, retrieved), default=0)
-    for row, documents in zip(rows, retrieved):
-        shown = [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
-        row[:0] = shown + [(None, "")] * (places - len(shown))
-    return rows
+    return [shown + row for shown, row in zip(document_cells(retrieved, processor), rows)]
 
 
 def label(prompt: str, rank: int, candidate) -> str:

@@ -1,6 +1,7 @@
 """Retrieved documents for every training row and every prompt (paper, section 2.1)."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,10 +12,12 @@ from .encoder import CLIPEncoder
 from .memory_bank import MemoryBank
 
 DEEPEST = 1024  # candidates of one query at most, however many of them are skipped
+VECTORS = 1 << 15  # of candidates, held at a time
+SMALLEST = np.finfo(np.float32).tiny  # in place of the length of a vector of zeros
 
 
 class Found(NamedTuple):
-    """A document's row in the bank, its inner product with the query that found it, and its vector."""
+    """A document's row in the bank, its inner product with the query that found it, and its vector's direction."""
 
     row: int
     score: float
@@ -96,7 +99,7 @@ class RetrievalAugmenter:
             [`~cm3leon_hf.retrieval.documents.RETRIEVED`].
 
         Raises:
-            ValueError: for a picture that cannot be read, or an empty bank.
+            ValueError: for a picture that cannot be read, an empty text, or an empty bank.
         """
         examples = [dict(zip(rows, values)) for values in zip(*rows.values())]
         return {**rows, "retrieved": self.retrieve(examples)}
@@ -125,6 +128,9 @@ class RetrievalAugmenter:
         """Documents for rows, each a `dict` with `text`, `image`, `codes` and `id` as far as it has them."""
         pictures = [read_picture(example.get("image")) for example in examples]
         texts = [example.get("text") for example in examples]
+        for example, text in zip(examples, texts):
+            if text is not None and not text.strip():
+                raise ValueError(f"expected a text or None, got an empty text in row {example.get('id')!r}; drop it")
         sources = [
             Source(str(example.get("id", "")), content_key(example.get("codes"), picture, example.get("text")))
             for example, picture in zip(examples, pictures)
@@ -157,43 +163,65 @@ class RetrievalAugmenter:
         Returns:
             For each row what is retrieved, best first.
         """
-        asked = [query for pair in queries for query in pair if query is not None]
+        asked = [(part, row) for part in (0, 1) for row, pair in enumerate(queries) if pair[part] is not None]
         if not asked or not self.count:
             return [[] for _ in queries]
-        depth = min(self.candidates, len(self.bank))
-        pools = iter(self.bank.search(np.stack(asked), max(depth, 1))[1])
-        selected = []
-        for pair, source, rng in zip(queries, sources, rngs):
-            taken = []
-            for query in pair:
-                if query is not None:
-                    taken += self._take(query, next(pools), source, taken)
-            selected.append(self._choose(taken, rng))
-        return selected
+        vectors = np.stack([queries[row][part] for part, row in asked])
+        pools = self.bank.search(vectors, max(min(self.candidates, len(self.bank)), 1))[1]
+        taken = [[] for _ in queries]
+        for part in (0, 1):  # what the picture takes, the text does not take again
+            at = [number for number, (kind, _) in enumerate(asked) if kind == part]
+            rows = [asked[number][1] for number in at]
+            found = self._take(vectors[at], pools[at], [sources[row] for row in rows], [taken[row] for row in rows])
+            for row, documents in zip(rows, found):
+                taken[row] += documents
+        return [self._choose(documents, rng) for documents, rng in zip(taken, rngs)]
 
-    def _take(self, query: np.ndarray, pool: np.ndarray, source: Source, taken: list[Found]) -> list[Found]:
-        """The first documents of the pool that may be taken; of a deeper pool if they are too few."""
-        accepted = self._accept(query, pool, source, taken)
-        if len(accepted) == self.per_query or len(pool) >= min(DEEPEST, len(self.bank)):
-            return accepted
-        deeper = self.bank.search(query[None], min(4 * len(pool), DEEPEST, len(self.bank)))[1][0]
-        return self._take(query, deeper, source, taken)
+    def _take(
+        self, queries: np.ndarray, pools: np.ndarray, sources: list[Source], taken: list[list[Found]]
+    ) -> list[list[Found]]:
+        """For each query the first documents of its pool that may be taken; of a deeper pool if they are too few."""
+        found, size = [], max(1, VECTORS // pools.shape[1])
+        for start in range(0, len(pools), size):
+            some = slice(start, start + size)
+            found += self._accept(queries[some], pools[some], sources[some], taken[some])
+        short = [at for at, documents in enumerate(found) if len(documents) < self.per_query]
+        depth = min(4 * pools.shape[1], DEEPEST, len(self.bank))
+        if short and depth > pools.shape[1]:
+            deeper = self.bank.search(queries[short], depth)[1]
+            again = self._take(queries[short], deeper, [sources[at] for at in short], [taken[at] for at in short])
+            for at, documents in zip(short, again):
+                found[at] = documents
+        return found
 
-    def _accept(self, query: np.ndarray, pool: np.ndarray, source: Source, taken: list[Found]) -> list[Found]:
-        pool = pool[pool >= 0]  # a compressed index may find fewer than it is asked for
-        vectors = self.bank.vectors(pool)
-        scores = vectors @ query
+    def _accept(
+        self, queries: np.ndarray, pools: np.ndarray, sources: list[Source], taken: list[list[Found]]
+    ) -> list[list[Found]]:
+        there = np.maximum(pools, 0)  # a compressed index may find fewer than it is asked for: the rest is -1
+        vectors = self.bank.vectors(there.ravel()).reshape(*pools.shape, -1)
+        scores = np.einsum("qkd,qd->qk", vectors, queries)  # the same in every batch, as those of a search are not
+        allowed = (pools >= 0) & (scores <= self.limit)
+        order = np.lexsort((pools, -scores, ~self.bank.multimodal[there]))
         accepted = []
-        for at in np.lexsort((pool, -scores, ~self.bank.multimodal[pool])):
-            found = Found(int(pool[at]), float(scores[at]), vectors[at])
-            if len(accepted) < self.per_query and self._may_take(found, source, taken + accepted):
-                accepted.append(found)
+        for at, ranked in enumerate(order):
+            ranked = ranked[allowed[at, ranked]]
+            candidates = (
+                Found(row, score, _unit(vectors[at, place]))
+                for place, row, score in zip(ranked, pools[at, ranked].tolist(), scores[at, ranked].tolist())
+            )
+            accepted.append(self._first(candidates, sources[at], taken[at]))
         return accepted
 
-    def _may_take(self, found: Found, source: Source, taken: list[Found]) -> bool:
-        if found.score > self.limit or any(_cosine(found, other) > self.limit for other in taken):
-            return False
-        return not self.bank.is_copy(found.row, source.id, source.content)
+    def _first(self, candidates: Iterable[Found], source: Source, taken: list[Found]) -> list[Found]:
+        """The first candidates that are no copy of the source, nor like what is taken."""
+        accepted = []
+        for found in candidates:
+            if len(accepted) == self.per_query:
+                break
+            alike = any(found.vector @ other.vector > self.limit for other in taken + accepted)
+            if not alike and not self.bank.is_copy(found.row, source.id, source.content):
+                accepted.append(found)
+        return accepted
 
     def _choose(self, taken: list[Found], rng: np.random.Generator) -> list[Found]:
         if self.training:
@@ -215,9 +243,8 @@ class RetrievalAugmenter:
         return [[documents[found.row] | {"score": found.score} for found in one] for one in selected]
 
 
-def _cosine(one: Found, other: Found) -> float:
-    lengths = np.linalg.norm(one.vector) * np.linalg.norm(other.vector)
-    return float(one.vector @ other.vector / max(lengths, np.finfo(np.float32).tiny))
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(np.sqrt(vector @ vector), SMALLEST)
 
 
 __all__ = ["RetrievalAugmenter"]

@@ -10,13 +10,50 @@ from pathlib import Path
 import numpy as np
 
 from .documents import FEATURES
-from .extra import Dataset, concatenate_datasets, pa
+from .extra import Dataset, concatenate_datasets, faiss, pa
+from .indexes import merge_on_disk, write_index
 
 MANIFEST, INDEX, VECTORS, SKIPPED = "manifest.json", "index.faiss", "vectors.npy", "skipped.json"
 DOCUMENTS = "documents-{:05d}.arrow"
 METRIC = "inner_product"
-ROWS = 1000  # documents in one record batch
+ROWS = 10_000  # documents in one record batch: a process that maps a bank reads the head of each
 BLOCK = 1 << 20  # bytes read at a time
+
+
+def write_bank(
+    folder: Path,
+    facts: dict,
+    index: "faiss.Index",
+    documents: list[Dataset],
+    vectors: Iterable[np.ndarray] | None,
+    skipped: list[dict],
+    unmerged: Iterable[np.ndarray] | None = None,
+) -> None:
+    """
+    Writes a bank; the folder appears whole at the end, and takes the place of a bank that is there.
+
+    Args:
+        folder (path): See [`new_folder`].
+        facts (`dict`): `encoder`, `factory` and `max_score`, for the manifest.
+        index (`faiss.Index`): Its index.
+        documents (`list[datasets.Dataset]`): Its documents; each data set becomes a file.
+        vectors (`Iterable[np.ndarray]`, *optional*): The exact vectors, a chunk at a time, beside a compressed index.
+        skipped (`list[dict]`): Rows of the source that are not in the bank.
+        unmerged (`Iterable[np.ndarray]`, *optional*): What is still to be merged into the index on disk.
+
+    Raises:
+        ValueError: if something other than a bank is in the place.
+    """
+    with new_folder(folder) as part:
+        if unmerged is not None:
+            merge_on_disk(index, unmerged, part)
+        write_index(index, part / INDEX)
+        for number, rows in enumerate(documents):
+            write_documents(rows, part / DOCUMENTS.format(number))
+        if vectors is not None:
+            write_vectors(vectors, part / VECTORS, (index.ntotal, index.d))
+        (part / SKIPPED).write_text(json.dumps(skipped, indent=1), "utf-8")
+        write_manifest(part, facts | {"dimension": index.d, "count": index.ntotal, "skipped": len(skipped)})
 
 
 @contextmanager
@@ -100,7 +137,7 @@ def read_vectors(path: Path) -> np.ndarray:
         ValueError: if the file is no array, or is damaged.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
         raise ValueError(f"expected vectors in {path}, could not read them: {error}; copy it again") from error
 
@@ -135,6 +172,21 @@ def read_manifest(folder: Path) -> dict:
             f"expected the metric {METRIC} and no gaps in {path}, got {sorted(wrong) or manifest['metric']}"
         )
     return manifest
+
+
+def check_facts(manifest: dict, found: dict, encoder: str | None) -> None:
+    """
+    Compares what was found in a bank's files with its manifest, and its encoder with the one that is to be used.
+
+    Raises:
+        ValueError: naming the first difference.
+    """
+    count, dimension = manifest["count"], manifest["dimension"]
+    wanted = {"dimension": dimension, "count": count, "documents": count, "vectors": (count, dimension)}
+    wanted["encoder"] = encoder or manifest["encoder"]
+    for name, value in (found | {"encoder": manifest["encoder"]}).items():
+        if value != wanted[name]:
+            raise ValueError(f"expected {name} {wanted[name]} of the bank, got {value}; load what belongs together")
 
 
 def check_files(folder: Path, files: dict[str, dict], verify: bool) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .extra import Dataset, Features, List, Value, pa, pc
+from .indexes import checked_vectors
 
 if TYPE_CHECKING:
     from .encoder import CLIPEncoder
@@ -53,7 +53,25 @@ def document_picture(document: dict, processor) -> Image.Image | None:
     """
     if document["codes"] is None:
         return read_picture(document["image"])
+    import torch  # a search can do without
+
     return processor.decode_images(torch.tensor([document["codes"]]))[0]
+
+
+def document_cells(retrieved: list[list[dict]], processor) -> list[list[tuple[Image.Image | None, str]]]:
+    """
+    What each prompt retrieved, for [`~cm3leon_hf.grid.draw_grid`]: pictures with labels, as many for every prompt.
+
+    Args:
+        retrieved (`list[list[dict]]`): For each prompt its documents; where there are fewer, cells stay empty.
+        processor ([`~cm3leon_hf.processing_cm3leon.CM3LeonProcessor`]): Decodes codes.
+    """
+    places = max(map(len, retrieved), default=0)
+    return [
+        [(document_picture(one, processor), f"retrieved: {one['text']}") for one in documents]
+        + [(None, "")] * (places - len(documents))
+        for documents in retrieved
+    ]
 
 
 def content_key(codes, picture: Image.Image | None, text: str | None) -> int:
@@ -105,6 +123,30 @@ def check_ids(columns: list[pa.ChunkedArray]) -> None:
     twice = [entry["values"].as_py() for entry in counts.filter(pc.greater(counts.field("counts"), 1))[:3]]
     if twice:
         raise ValueError(f"expected every id once, got {twice} more than once; number the sources apart")
+
+
+def matched_documents(
+    documents: Iterable[dict], vectors: np.ndarray, dimension: int | None = None
+) -> tuple[Dataset, np.ndarray]:
+    """
+    Documents and their vectors, checked.
+
+    Args:
+        documents (`Iterable[dict]`): See [`make_documents`].
+        vectors (`np.ndarray` of shape `(documents, dimension)`): A vector for each.
+        dimension (`int`, *optional*): Their width; that of the vectors, by default.
+
+    Raises:
+        ValueError: for documents that [`make_documents`] refuses, ids that occur twice, NaN, another number of vectors
+            than documents, or vectors of another width, or of width 0.
+    """
+    vectors = np.asarray(vectors)
+    vectors = checked_vectors(vectors, dimension or (vectors.shape[1] if vectors.ndim == 2 else 0))
+    documents = make_documents(documents)
+    if len(documents) != len(vectors):
+        raise ValueError(f"expected a vector for each document, got {len(vectors)} for {len(documents)}; match them")
+    check_ids([documents.data.column("id")])
+    return documents, vectors
 
 
 def encode_rows(rows: Iterable[dict], encoder: "CLIPEncoder") -> tuple[Dataset, np.ndarray, list[dict]]:
@@ -207,8 +249,10 @@ __all__ = [
     "RETRIEVED",
     "check_ids",
     "content_key",
+    "document_cells",
     "document_picture",
     "encode_rows",
     "make_documents",
+    "matched_documents",
     "read_picture",
 ]

@@ -16,7 +16,7 @@ BITS = 448  # of a compressed vector; with RaBitQ's two factors at most 64 bytes
 TRAINING_VECTORS = 40  # for each list of an inverted file; FAISS warns below 39
 TRAINING_LEAST = 100_000  # vectors, if there are so many: product codes are trained on them too
 SEED = 0  # the vectors an index is trained on are the same in every run
-PROBED = 32  # one list of so many is searched
+PROBED = 24  # one list of so many is searched
 HNSW_FROM = 65536  # lists; from here on a graph finds the nearest of them
 LISTS = "index.ivfdata"  # the inverted lists of an index that was merged on disk
 PART_VECTORS = 1 << 24  # compressed in memory before they go to disk, for 64 bytes a vector 1.2 GB
@@ -45,7 +45,7 @@ def trained_index(factory: str, count: int, dimension: int, take: Callable[[np.n
     An index for `count` vectors, trained on a sample and still empty.
 
     Args:
-        factory (`str`): A factory string of FAISS. Of an inverted file, one list of 32 is searched.
+        factory (`str`): A factory string of FAISS. Of an inverted file, one list of `PROBED` is searched.
         count, dimension (`int`): Number and width of the vectors.
         take (`Callable`): Ascending row numbers to vectors `(rows, dimension)`.
 

@@ -1,8 +1,8 @@
 """The memory bank: documents on disk, and an index that finds those with the largest inner product."""
 
 import json
-from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterable
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,41 +10,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bank_files import (
-    DOCUMENTS,
     INDEX,
     MANIFEST,
     SKIPPED,
     VECTORS,
+    check_facts,
     check_files,
     checksum,
-    new_folder,
     read_documents,
     read_manifest,
     read_vectors,
     remove_folder,
-    write_documents,
-    write_manifest,
-    write_vectors,
+    write_bank,
 )
-from .documents import PUBLIC, check_ids, make_documents
+from .documents import PUBLIC, check_ids, matched_documents
 from .extra import Dataset, IterableDataset, concatenate_datasets, pa, pc
-from .indexes import (
-    FLAT,
-    can_merge_on_disk,
-    checked_vectors,
-    choose_factory,
-    merge_on_disk,
-    read_index,
-    trained_index,
-    write_index,
-)
+from .indexes import FLAT, checked_vectors, choose_factory, read_index, trained_index
+from .merging import check_alike, chunks, merged_index
 
 if TYPE_CHECKING:
     from .encoder import CLIPEncoder  # brings torch, which a search can do without
 
 REFINE = 16  # a compressed index proposes so many times k documents, and their exact vectors decide
 MAX_SCORE = 0.9
-CHUNK = 65536  # vectors held in memory while banks are merged
 
 
 class MemoryBank:
@@ -98,7 +86,7 @@ class MemoryBank:
             ValueError: for documents that [`make_documents`] refuses, ids that occur twice, NaN, another number of
                 vectors than documents, or vectors of width 0.
         """
-        documents, vectors = _matching(documents, vectors)
+        documents, vectors = matched_documents(documents, vectors)
         factory = factory or choose_factory(*vectors.shape)
         index = trained_index(factory, *vectors.shape, vectors.__getitem__)
         index.add(vectors)
@@ -170,8 +158,9 @@ class MemoryBank:
         documents = read_documents([folder / name for name in sorted(files) if name.endswith(".arrow")])
         exact = read_vectors(folder / VECTORS) if VECTORS in files else None
         index = read_index(folder / INDEX, mapped=True)
+        found = {"dimension": index.d, "count": index.ntotal, "documents": len(documents)}
+        check_facts(manifest, found if exact is None else found | {"vectors": exact.shape}, encoder)
         bank = cls(documents, index, manifest["encoder"], manifest["factory"], exact, max_score=manifest["max_score"])
-        _check_manifest(bank, manifest, encoder)
         bank.folder = folder
         return bank
 
@@ -200,23 +189,15 @@ class MemoryBank:
         Raises:
             ValueError: if there is no document, encoders or dimensions differ, or an id occurs twice.
         """
-        if not sum(len(bank) for bank in banks):
-            raise ValueError("expected banks with documents, got none; check the source")
-        kinds = {(bank.encoder, bank.dimension) for bank in banks}
-        if len(kinds) > 1:
-            raise ValueError(f"expected banks of one encoder and dimension, got {sorted(kinds)}; build them alike")
-        check_ids([bank.ids for bank in banks])
-        shape = sum(len(bank) for bank in banks), banks[0].dimension
-        factory = factory or choose_factory(*shape)
-        index = trained_index(factory, *shape, partial(_take, banks))
-        on_disk = can_merge_on_disk(index)
-        for chunk in () if on_disk else _chunks(banks):
-            index.add(chunk)
-        skipped = [row for bank in banks for row in bank.skipped]
+        check_alike(banks)
+        count, dimension = sum(len(bank) for bank in banks), banks[0].dimension
+        factory = factory or choose_factory(count, dimension)
         max_score = banks[0].max_score if max_score is None else max_score
-        merged = cls(None, index, banks[0].encoder, factory, skipped=skipped, max_score=max_score)
-        documents, exact = [bank.documents for bank in banks], None if factory == FLAT else _chunks(banks)
-        _write(Path(folder), merged, documents, exact, _chunks(banks) if on_disk else None)
+        facts = {"encoder": banks[0].encoder, "factory": factory, "max_score": max_score}
+        index, unmerged = merged_index(banks, factory, (count, dimension))
+        documents, exact = [bank.documents for bank in banks], None if factory == FLAT else chunks(banks)
+        skipped = [row for bank in banks for row in bank.skipped]
+        write_bank(Path(folder), facts, index, documents, exact, skipped, unmerged)
         return cls.load(folder)
 
     def __len__(self) -> int:
@@ -296,7 +277,7 @@ class MemoryBank:
         Raises:
             ValueError: as [`from_vectors`], and for ids that are in the bank, or vectors of another dimension.
         """
-        documents, vectors = _matching(documents, vectors, self.dimension)
+        documents, vectors = matched_documents(documents, vectors, self.dimension)
         check_ids([self.ids, documents.data.column("id")])
         skipped = self.skipped
         if self.folder is not None:
@@ -318,12 +299,15 @@ class MemoryBank:
         Raises:
             ValueError: if something other than a bank lies there.
         """
-        _write(Path(folder), self, [self.documents], None if self._exact is None else [self._exact])
+        facts = {"encoder": self.encoder, "factory": self.factory, "max_score": self.max_score}
+        exact = None if self._exact is None else [self._exact]
+        write_bank(Path(folder), facts, self.index, [self.documents], exact, self.skipped)
         self.folder = Path(folder).resolve()
 
     def _refined(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.einsum("qd,qkd->qk", queries, self.vectors(rows))
-        scores[rows < 0] = -np.inf
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        for query, row, own in zip(queries, rows, scores):
+            own[row >= 0] = self._exact[row[row >= 0]] @ query
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
@@ -332,65 +316,6 @@ def _reopen(folder: str, manifest: str) -> MemoryBank:
     if checksum(Path(folder) / MANIFEST) != manifest:
         raise ValueError(f"expected the memory bank that was in {folder}, got another; load it again")
     return MemoryBank.load(folder)
-
-
-def _write(
-    folder: Path,
-    bank: MemoryBank,
-    documents: list[Dataset],
-    vectors: Iterable[np.ndarray] | None,
-    unmerged: Iterable[np.ndarray] | None = None,
-) -> None:
-    """Writes a bank's index, with what is still to be merged into it, documents, a file a data set, and vectors."""
-    with new_folder(folder) as part:
-        if unmerged is not None:
-            merge_on_disk(bank.index, unmerged, part)
-        write_index(bank.index, part / INDEX)
-        for number, rows in enumerate(documents):
-            write_documents(rows, part / DOCUMENTS.format(number))
-        if vectors is not None:
-            write_vectors(vectors, part / VECTORS, (len(bank), bank.dimension))
-        (part / SKIPPED).write_text(json.dumps(bank.skipped, indent=1), "utf-8")
-        facts = {"encoder": bank.encoder, "dimension": bank.dimension, "factory": bank.factory, "count": len(bank)}
-        facts["max_score"] = bank.max_score
-        write_manifest(part, facts | {"skipped": len(bank.skipped)})
-
-
-def _take(banks: list[MemoryBank], rows: np.ndarray) -> np.ndarray:
-    """The vectors of ascending `rows`, counted through all banks."""
-    stops = np.cumsum([len(bank) for bank in banks])
-    parts = np.split(rows, np.searchsorted(rows, stops[:-1]))
-    return np.concatenate([bank.vectors(part - stop + len(bank)) for bank, part, stop in zip(banks, parts, stops)])
-
-
-def _chunks(banks: list[MemoryBank]) -> Iterator[np.ndarray]:
-    """All vectors in their order, `(at most CHUNK, dimension)` at a time."""
-    for bank in banks:
-        for start in range(0, len(bank), CHUNK):
-            yield bank.vectors(np.arange(start, min(start + CHUNK, len(bank))))
-
-
-def _matching(documents: Iterable[dict], vectors, dimension: int | None = None) -> tuple[Dataset, np.ndarray]:
-    """Documents and vectors, as many of the ones as of the others, and no id twice."""
-    vectors = np.asarray(vectors)
-    vectors = checked_vectors(vectors, dimension or (vectors.shape[1] if vectors.ndim == 2 else 0))
-    documents = make_documents(documents)
-    if len(documents) != len(vectors):
-        raise ValueError(f"expected a vector for each document, got {len(vectors)} for {len(documents)}; match them")
-    check_ids([documents.data.column("id")])
-    return documents, vectors
-
-
-def _check_manifest(bank: MemoryBank, manifest: dict, encoder: str | None) -> None:
-    found = {"dimension": bank.dimension, "count": len(bank), "documents": len(bank.documents)}
-    wanted = {"dimension": manifest["dimension"], "count": manifest["count"], "documents": manifest["count"]}
-    if bank._exact is not None:
-        found["vectors"], wanted["vectors"] = bank._exact.shape, (manifest["count"], manifest["dimension"])
-    if encoder is not None:
-        found["encoder"], wanted["encoder"] = bank.encoder, encoder
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise ValueError(f"expected {name} {value} of the bank, got {found[name]}; load what belongs together")
 
 
 __all__ = ["MemoryBank"]
