@@ -30,7 +30,7 @@ RATES = [0.1, 0.2, 0.2, 0.1, 0.05, 0.15, 0.1]
 def runs(tmp_path) -> dict[str, str]:
     """An evaluation, a training run with an earlier and a last checkpoint, and a benchmark."""
     evaluation = tmp_path / "evaluation"
-    Run(evaluation).start({}, SETTINGS)
+    Run(evaluation).start({}, SETTINGS | {"unmeasured": SETTINGS["cfg-3"]})
     measured = {name: {"fd": measure_mean([at, at + 2.0], 20)} for at, name in enumerate(SETTINGS, 1)}
     write_results(evaluation, measured, {}, CARD)
     history = [{"step": 10 * at, "learning_rate": rate, "loss": 1.0} for at, rate in enumerate(RATES)]
@@ -95,6 +95,11 @@ def test_what_runs_lack_is_said(runs, changes, message):
     entry = {"name": "12M", "setting": "cfg-3", "metric": "fd"} | {key: runs[key] for key in ("evaluation", "training")}
     with pytest.raises(ValueError, match=message):
         RECIPE.compute_lines([entry | changes])
+
+
+def test_an_evaluation_without_guidance_is_refused(runs):
+    with pytest.raises(ValueError, match="expected fid of settings with guidance alone"):
+        RECIPE.guidance_lines([{"name": "12M", "evaluation": runs["evaluation"], "metric": "fid"}])
 
 
 def test_the_recipes_yaml_names_every_figure():

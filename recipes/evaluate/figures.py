@@ -105,15 +105,28 @@ def restarts(history: list[dict]) -> list[int]:
 
 
 def guidance_lines(entries: list[dict]) -> Lines:
-    """Settings that draw one picture with guidance alone, without documents."""
+    """
+    Settings that draw one picture with guidance alone, without documents.
+
+    Raises:
+        ValueError: if an evaluation measured none.
+    """
     lines: Lines = {}
     for one in entries:
-        for name, setting in read_plan(Path(one["evaluation"]))["settings"].items():
-            weight = setting["arguments"].get("guidance_scale")
-            if weight is not None and setting["strategy"] is None and not setting["documents"]:
-                found = measured(one["evaluation"], name, one["metric"])
-                lines.setdefault(one["name"], []).append((weight, found.value, *found.interval()))
+        folder, metric = Path(one["evaluation"]), one["metric"]
+        results, plan = read_results(folder), read_plan(folder)["settings"]
+        guided = [name for name in plan if is_guided(plan[name]) and metric in results.get(name, {})]
+        if not guided:
+            raise ValueError(f"expected {metric} of settings with guidance alone in {folder}, got {sorted(results)}")
+        for name in guided:
+            weight, found = plan[name]["arguments"]["guidance_scale"], results[name][metric]
+            lines.setdefault(one["name"], []).append((weight, found.value, *found.interval()))
     return lines
+
+
+def is_guided(setting: dict) -> bool:
+    """Whether a setting of a plan is guidance and nothing else."""
+    return "guidance_scale" in setting["arguments"] and setting["strategy"] is None and not setting["documents"]
 
 
 def throughput_lines(entries: list[dict]) -> Lines:

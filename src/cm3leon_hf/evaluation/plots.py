@@ -7,6 +7,7 @@ import numpy as np
 
 try:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 except ImportError as error:
     raise ImportError("plots need matplotlib; pip install 'cm3leon_hf[eval]'") from error
 
@@ -97,6 +98,10 @@ def plot_lines(
     for mark in marks:
         axis.axvline(mark, color="tab:purple", linestyle="--")
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale=scales[0], yscale=scales[1])
+    for side, scale in zip((axis.xaxis, axis.yaxis), scales):
+        if scale == "log":  # plain numbers in place of powers of ten
+            side.set_major_formatter(LogFormatter())
+            side.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, path)
