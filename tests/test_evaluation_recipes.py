@@ -95,14 +95,7 @@ def test_two_processes_find_what_one_finds(emoji_arguments, small_bank, tmp_path
     recipe, arguments = emoji_arguments
     arguments = replace(arguments, bank=small_bank)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(asdict(replace(arguments, out=str(tmp_path / "two")))))
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
-    ]  # what accelerate launches
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # as accelerate does
     script = [str(REPOSITORY / "recipes/evaluate/emoji.py"), "--config", str(tmp_path / "two.yaml")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *script]
