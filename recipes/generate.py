@@ -11,12 +11,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
 from cm3leon_hf import default_model
 from cm3leon_hf.evaluation.files import atomic
+from cm3leon_hf.evaluation.processes import start_processes
 from cm3leon_hf.evaluation.runs import Run
 from cm3leon_hf.evaluation.settings import Setting
 from cm3leon_hf.retrieval.encoder import fingerprint
@@ -51,7 +51,7 @@ def read_prompts(path: str, times: int) -> list[str]:
 def main(args: GenerateArguments) -> None:
     prompts = read_prompts(args.prompts, args.num_images)
     setting = Setting(NAME, args.generate, args.strategy)
-    state = PartialState()
+    state = start_processes()
     model = AutoModelForCausalLM.from_pretrained(args.model).eval()
     facts = {"model": f"{Path(args.model).name}@{fingerprint(model)}", "prompts": prompts}
     processor = AutoProcessor.from_pretrained(args.model, device=state.device)

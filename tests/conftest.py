@@ -10,11 +10,15 @@ import pytest
 import torch
 import train_tokenizer
 from PIL import Image, ImageDraw
+from pytorch_fid.inception import FID_WEIGHTS_URL, _inception_v3
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from cm3leon_hf import CM3LeonConfig, CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN, CM3LeonVQGANConfig
+from cm3leon_hf.evaluation.clip_score import CLIPScorer
 from cm3leon_hf.images import default_image_processor
+from cm3leon_hf.retrieval.building import undecoded
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 REPOSITORY = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue", "yellow")
@@ -176,3 +180,28 @@ def small_clip(tmp_path_factory) -> str:
     weights = open_clip.CLIP(**config).state_dict()
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """Random weights where pytorch-fid looks for its own."""
+    home = tmp_path_factory.mktemp("torch")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    model = _inception_v3(num_classes=1008, aux_logits=False, weights=None)
+    torch.save(model.state_dict(), home / "hub" / "checkpoints" / FID_WEIGHTS_URL.rsplit("/", 1)[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(home))
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_bank(small_clip, processor, tmp_path_factory) -> str:
+    """A memory bank of the drawn pictures under the small CLIP, whose scores are all alike."""
+    pictures = [draw(colour, shape, 20) for colour in COLOURS for shape in SHAPES]
+    codes = processor.encode_images(pictures).tolist()
+    rows = {"id": [f"{row}" for row in range(len(codes))], "text": CAPTIONS, "image": pictures, "codes": codes}
+    rows = undecoded(datasets.Dataset.from_dict(rows), "image")
+    folder = tmp_path_factory.mktemp("bank") / "bank"
+    MemoryBank.build(rows, CLIPScorer(small_clip, None, device="cpu"), folder, max_score=2.0)
+    return str(folder)

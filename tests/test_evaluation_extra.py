@@ -18,7 +18,7 @@ PICTURES = [draw(colour, shape, 24) for colour in COLOURS for shape in SHAPES]
 
 
 @pytest.mark.parametrize(
-    ("missing", "module"), [("pycocoevalcap", "captions"), ("matplotlib", "plots"), ("accelerate", "text_to_image")]
+    ("missing", "module"), [("pycocoevalcap", "captions"), ("matplotlib", "plots"), ("accelerate", "processes")]
 )
 def test_a_missing_library_is_named_on_import(missing, module, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == missing]:

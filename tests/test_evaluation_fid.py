@@ -11,7 +11,7 @@ import torch
 from conftest import COLOURS, SHAPES, draw
 from PIL import Image
 from pytorch_fid import fid_score
-from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3, _inception_v3
+from pytorch_fid.inception import InceptionV3
 
 from cm3leon_hf.evaluation.features import cached_statistics, load_network
 from cm3leon_hf.evaluation.fid import FeatureStatistics, feature_statistics, frechet_distance, measure_frechet
@@ -105,19 +105,6 @@ def test_statistics_are_saved_whole(tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="expected statistics in .*one.safetensors"):
         FeatureStatistics.load(path)
-
-
-@pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory):
-    """Random weights where pytorch-fid looks for its own."""
-    home = tmp_path_factory.mktemp("torch")
-    (home / "hub" / "checkpoints").mkdir(parents=True)
-    torch.manual_seed(0)
-    model = _inception_v3(num_classes=1008, aux_logits=False, weights=None)
-    torch.save(model.state_dict(), home / "hub" / "checkpoints" / FID_WEIGHTS_URL.rsplit("/", 1)[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(home))
-        yield
 
 
 def test_inception_features_are_pytorch_fids(inception_weights, tmp_path):

@@ -97,6 +97,32 @@ def test_wrong_tasks_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("asked", "changes", "message"),
+    [
+        (task("vqa"), {"answers": None}, r"expected the columns \['answers'\] for vqa"),
+        (task("vizwiz"), {"answer_type": None}, r"expected the columns \['answer_type'\]"),
+        (task("vqa"), {"image": None}, r"expected the columns \['image'\]"),
+        (task("vqa"), {"answers": [["red"] * 10] * 3 + [[]]}, "expected 10 answers to question 3"),
+        (
+            task("captions", references="captions", **WORDS),
+            {"captions": [["a"]] * 3 + [[""]]},
+            "not empty, got .* at 3",
+        ),
+        (task("captions", references="captions", **WORDS), {"captions": [["a"], [], ["b"], ["c"]]}, "at 1"),
+        (task("visdial"), {"relevance": [[0.0] * 5] * 4}, "expected a relevant option"),
+        (task("visdial"), {"options": [OPTIONS[:4]] * 4}, "expected scores and relevance"),
+        (task("vqa"), {"question": None}, "without 'question'"),
+    ],
+)
+def test_missing_references_are_said_before_anything_is_written(asked, changes, message):
+    data = rows().remove_columns(list(changes))
+    for name, column in changes.items():
+        data = data if column is None else data.add_column(name, column)
+    with pytest.raises(ValueError, match=message):
+        asked.check(data)
+
+
 def test_the_tasks_of_table_2_are_read(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)  # the tasks want Java, the test does not
     parser = TrlParser(load_recipe("evaluate/image_to_text.py").ImageToTextArguments)

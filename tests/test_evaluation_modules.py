@@ -6,6 +6,7 @@ import shutil
 import evaluate
 import numpy as np
 import pytest
+import torch
 from conftest import COLOURS, draw
 
 from cm3leon_hf.evaluation.captions import caption_scores
@@ -13,10 +14,13 @@ from cm3leon_hf.evaluation.clip_score import CLIPScorer, clip_score
 from cm3leon_hf.evaluation.features import load_network
 from cm3leon_hf.evaluation.fid import feature_statistics, frechet_distance
 from cm3leon_hf.evaluation.modules import MODULES, module_path
+from cm3leon_hf.evaluation.precision_recall import precision_and_recall
+from cm3leon_hf.evaluation.reconstruction import reconstruction_scores
 from cm3leon_hf.evaluation.visdial import visdial_ndcg
 from cm3leon_hf.evaluation.vqa import vqa_accuracy
 
 CLASSES = {"caption_scores": "CaptionScores", "clip_fit": "ClipFit", "frechet_distance": "FrechetDistance"}
+CLASSES |= {"modality_perplexity": "ModalityPerplexity", "reconstruction_quality": "ReconstructionQuality"}
 CLASSES |= {"visdial_ndcg": "VisdialNdcg", "vqa_accuracy": "VqaAccuracy"}
 DRAWN, REAL = [draw(c, "circle", 32) for c in COLOURS], [draw(c, "square", 32) for c in (*COLOURS, "white")]
 TEXTS = [f"a {colour} circle" for colour in COLOURS]
@@ -57,9 +61,15 @@ def test_every_module_is_a_folder():
 @pytest.mark.filterwarnings("ignore:.*unreliable")
 def test_frechet_distance(load, small_clip):
     network = load_network(f"open_clip:{small_clip}")
-    expected = frechet_distance(*(feature_statistics([network(images)]) for images in (DRAWN, REAL)))
-    found = load("frechet_distance").compute(predictions=DRAWN, real=REAL, network=f"open_clip:{small_clip}")
+    drawn, real = network(DRAWN), network(REAL)
+    expected = frechet_distance(*(feature_statistics([features]) for features in (drawn, real)))
+    asked = {"network": f"open_clip:{small_clip}", "precision_recall": True, "resamples": 20}
+    found = load("frechet_distance").compute(predictions=DRAWN, real=REAL, **asked)
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    low, high = found["interval"]
+    assert low < found["frechet_distance"] < high
+    shares = precision_and_recall(drawn, real)
+    assert (found["precision"], found["recall"]) == (shares.precision.mean(), shares.recall.mean())
 
 
 def test_clip_fit(load, small_clip):
@@ -69,6 +79,29 @@ def test_clip_fit(load, small_clip):
     )
     assert found["clip_score"] == pytest.approx(clip_score(scores).mean(), abs=1e-5)
     assert 0 <= found["r_at_1"] <= found["r_at_4"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*unreliable")
+def test_reconstruction_quality(load, small_clip):
+    asked = {"network": f"open_clip:{small_clip}"}
+    found = load("reconstruction_quality").compute(predictions=DRAWN, references=REAL[:4], **asked)
+    expected = reconstruction_scores(REAL[:4], DRAWN)
+    assert found["psnr"] == pytest.approx(expected.psnr.mean()) and found["ssim"] == pytest.approx(expected.ssim.mean())
+    assert found["rfid"] > 0
+
+
+@torch.no_grad()
+def test_modality_perplexity(load, folder, model, processor):
+    found = load("modality_perplexity").compute(predictions=TEXTS, references=DRAWN, model=folder, batch_size=3)
+    losses = {True: [], False: []}
+    for text, image in zip(TEXTS, DRAWN):
+        ids = torch.tensor([processor.document_ids({"text": text, "image": image}) + [processor.vocabulary.eos_id]])
+        paid = -model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+        for one, id in zip(paid, ids[0, 1:]):
+            losses[bool(processor.vocabulary.is_image(id))].append(one.item())
+    assert found["image_perplexity"] == pytest.approx(np.exp(np.mean(losses[True])), rel=1e-4)
+    assert found["text_perplexity"] == pytest.approx(np.exp(np.mean(losses[False])), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses[True] + losses[False])), rel=1e-4)
 
 
 def test_caption_scores(load):

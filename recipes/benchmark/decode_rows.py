@@ -48,5 +48,6 @@ ROWS = [
     *(Row("ours", "CFG", batch) for batch in (4, 16)),
     *(Row("ours", "CFG", batch, options=("compiled",)) for batch in (4, 16)),
     *(Row("ours", strategy, weights=weights) for weights in ("int8", "int4") for strategy in ("plain", "CFG")),
+    *(Row("ours", "CFG", batch, "int8") for batch in (4, 16)),
     *(Row("ours", "CFG", weights=weights, options=("compiled",)) for weights in ("int8", "int4")),
 ]

@@ -44,7 +44,17 @@ def with_shipped_clip(args: EmojiArguments) -> EmojiArguments:
 
 
 def held_out_rows(args: EmojiArguments) -> Dataset:
-    rows = readable_rows(load_dataset(args.dataset, split=args.split), "image", args.skip_broken)
+    """
+    The rows that are drawn from the split.
+
+    Raises:
+        ValueError: for a picture that cannot be read, or a row without captions.
+    """
+    rows = load_dataset(args.dataset, split=args.split)
+    for number, captions in enumerate(rows["captions"]):
+        if not captions or not all(caption.strip() for caption in captions):
+            raise ValueError(f"expected captions, got {captions} in row {number} of {args.dataset}; leave the row out")
+    rows = readable_rows(rows, "image", args.skip_broken)
     drawn = np.random.default_rng(args.seed).permutation(len(rows))[: args.count or len(rows)]
     return rows.select(drawn)
 

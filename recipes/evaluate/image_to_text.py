@@ -11,13 +11,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
 from cm3leon_hf.evaluation.files import readable_rows
 from cm3leon_hf.evaluation.image_to_text import Task
+from cm3leon_hf.evaluation.processes import start_processes
 from cm3leon_hf.evaluation.results import markdown_table, summary, write_results
 from cm3leon_hf.evaluation.runs import Run
 from cm3leon_hf.retrieval.encoder import fingerprint
@@ -37,7 +37,8 @@ class ImageToTextArguments:
 
 def load_rows(task: Task, args: ImageToTextArguments) -> Dataset:
     rows = load_dataset(task.dataset, split=task.split)
-    rows = rows.select(range(args.count)) if args.count else rows
+    rows = rows.select(range(min(args.count or len(rows), len(rows))))
+    task.check(rows)
     return readable_rows(rows, task.image, args.skip_broken)
 
 
@@ -50,7 +51,7 @@ def answer(task: Task, rows: Dataset, run: Run, model, processor) -> None:
 
 
 def main(args: ImageToTextArguments) -> None:
-    state = PartialState()
+    state = start_processes()
     tasks = {task.name: task for task in (Task(**entry) for entry in args.tasks)}
     rows = {name: load_rows(task, args) for name, task in tasks.items()}
     model = AutoModelForCausalLM.from_pretrained(args.model)

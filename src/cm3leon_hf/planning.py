@@ -27,6 +27,7 @@ GPUS = {
     "l4": GPU(24, 121),
     "mi300x": GPU(192, 1307),
 }
+UTILIZATION = 0.4  # share of a GPU's rate that training reaches
 FREE = 0.9  # of a GPU's memory; the rest is for the allocator, the communication and the kernels
 
 
@@ -219,13 +220,18 @@ def fitting_layout(
     )
 
 
+def gpu_hours(flops: float, gpu: GPU, utilization: float = UTILIZATION) -> float:
+    """Hours of one GPU that training with so many FLOPs takes."""
+    return flops / (gpu.tflops * 1e12 * utilization) / 3600
+
+
 def plan(
     config: CM3LeonConfig,
     gpus: int,
     gpu: GPU,
     tokens: float,
     batch_tokens: int,
-    utilization: float = 0.4,
+    utilization: float = UTILIZATION,
     adapters: Adapters | None = None,
 ) -> Plan:
     """
@@ -249,7 +255,7 @@ def plan(
         raise ValueError(f"expected tokens for at least one batch of {batch_tokens}, got {tokens:.0f}; raise tokens")
     layout = fitting_layout(config, gpus, gpu, batch_tokens, adapters)
     flops = flops_per_token(config, adapters)
-    hours = tokens * flops / (gpu.tflops * 1e12 * utilization) / 3600
+    hours = gpu_hours(tokens * flops, gpu, utilization)
     return Plan(
         parameters=count_parameters(config),
         trained=adapters.parameters(config) if adapters else count_parameters(config),

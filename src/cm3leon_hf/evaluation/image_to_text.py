@@ -54,6 +54,23 @@ class Task:
         if self.kind == "captions":
             check_caption_metrics(("cider", "rouge_l"), self.tokenizer)
 
+    def check(self, rows) -> None:
+        """
+        Says before anything is written what the measuring would say behind it.
+
+        Raises:
+            ValueError: if a column is missing, or a row has no references as the metric wants them.
+        """
+        wanted = {"visdial": [self.options, self.relevance], "vizwiz": [self.references, self.answer_type]}
+        missing = {self.image, *wanted.get(self.kind, [self.references])} - set(rows.column_names)
+        if missing:
+            raise ValueError(
+                f"expected the columns {sorted(missing)} for {self.name}, got {rows.column_names}; name yours"
+            )
+        self.prompts(rows)
+        silent = [[0.0] * len(one) for one in rows[self.options]] if self.kind == "visdial" else [""] * len(rows)
+        self.measure(rows, silent, resamples=1)
+
     def prompts(self, rows) -> list[str]:
         """
         What the model is asked about each row.

@@ -60,4 +60,20 @@ def modality_losses(
     return {modality: TokenLosses(*torch.cat(parts, dim=1).numpy()) for modality, parts in losses.items()}
 
 
-__all__ = ["TokenLosses", "modality_losses"]
+def measure_perplexities(losses: dict[str, TokenLosses], resamples: int = 200, seed: int = 0) -> dict[str, Measured]:
+    """
+    `perplexity` over all tokens (Figure 3), and `text_perplexity` and `image_perplexity` as far as there are such.
+
+    Args:
+        losses (`dict[str, TokenLosses]`): By [`modality_losses`].
+        resamples, seed (`int`): See [`~cm3leon_hf.evaluation.intervals.bootstrap`].
+
+    Raises:
+        ValueError: if there are no tokens at all.
+    """
+    both = TokenLosses(*(sum(columns) for columns in zip(*losses.values())))
+    apart = {f"{modality}_perplexity": one for modality, one in losses.items() if one.tokens.any()}
+    return {name: one.perplexity(resamples, seed) for name, one in ({"perplexity": both} | apart).items()}
+
+
+__all__ = ["MODALITIES", "TokenLosses", "measure_perplexities", "modality_losses"]

@@ -1,18 +1,21 @@
 """Plots of what an evaluation found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 try:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 except ImportError as error:
     raise ImportError("plots need matplotlib; pip install 'cm3leon_hf[eval]'") from error
 
 from .files import atomic
 from .results import Measurements, heading
 from .settings import Setting
+
+MARKED = 20  # points of a line that are few enough to be shown one by one
 
 
 def plot_settings(measurements: Measurements, path: Path) -> None:
@@ -64,16 +67,44 @@ def plot_curve(
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
         return False
+    plot_lines(lines, xlabel, heading(metric), path)
+    return True
+
+
+def plot_lines(
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    path: Path,
+    scales: tuple[str, str] = ("linear", "linear"),
+    marks: Iterable[float] = (),
+) -> None:
+    """
+    Lines through points, with a band where there are bounds.
+
+    Args:
+        lines (`Mapping`): By name the points, `(x, y)` or `(x, y, low, high)`, in any order.
+        xlabel, ylabel (`str`): What the axes are.
+        path (`Path`): The picture to write.
+        scales (`tuple[str, str]`): Of the axes: `"linear"` or `"log"`.
+        marks (`Iterable[float]`): Where dashed lines stand across.
+    """
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for name, points in lines.items():
-        place, value, low, high = np.array(sorted(points)).T
-        axis.plot(place, value, "o-", label=name)
-        axis.fill_between(place, low, high, alpha=0.2)
-    axis.set(xlabel=xlabel, ylabel=heading(metric))
+        x, y, *bounds = np.array(sorted(points), np.float64).T
+        axis.plot(x, y, "o-" if len(x) <= MARKED else "-", label=name)
+        if bounds:
+            axis.fill_between(x, *bounds, alpha=0.2)
+    for mark in marks:
+        axis.axvline(mark, color="tab:purple", linestyle="--")
+    axis.set(xlabel=xlabel, ylabel=ylabel, xscale=scales[0], yscale=scales[1])
+    for side, scale in zip((axis.xaxis, axis.yaxis), scales):
+        if scale == "log":  # plain numbers in place of powers of ten
+            side.set_major_formatter(LogFormatter())
+            side.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, path)
-    return True
 
 
 def save_figure(figure, path: Path) -> None:
@@ -83,4 +114,4 @@ def save_figure(figure, path: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["plot_curve", "plot_settings", "save_figure"]
+__all__ = ["plot_curve", "plot_lines", "plot_settings"]

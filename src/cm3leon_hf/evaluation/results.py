@@ -12,7 +12,7 @@ from .intervals import Measured
 
 RESULTS, TABLE, CARD, REPLICATES = "results.json", "results.md", "model_index.yml", "replicates.safetensors"
 REAL = "real"  # the row of the real pictures, which is no result of the model
-LOWER_IS_BETTER = {"fd", "fid", "rfid", "perplexity"}
+LOWER_IS_BETTER = {"fd", "fid", "rfid", "perplexity", "text_perplexity", "image_perplexity"}
 
 Measurements = Mapping[str, Mapping[str, Measured]]  # by setting and metric
 

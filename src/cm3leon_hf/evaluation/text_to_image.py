@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-try:
-    from accelerate import PartialState
-except ImportError as error:
-    raise ImportError("evaluation needs accelerate; pip install 'cm3leon_hf[eval]'") from error
-
 from ..retrieval.encoder import fingerprint
 from .clip_score import CLIPScorer
 from .features import cached_statistics, load_network
 from .measuring import Judges, SeenPictures
 from .plots import plot_curve, plot_settings
+from .processes import start_processes
 from .results import REAL, Measurements, markdown_table, summary, write_results
 from .runs import Run
 from .settings import Setting, read_settings
@@ -59,7 +55,7 @@ class TextToImageEvaluation:
     def __init__(self, args: TextToImageArguments, model: str, prompts: Sequence[str], facts: dict):
         self.args, self.prompts = args, list(prompts)
         self.settings = with_bank(read_settings(args.settings), args.bank)
-        self.state = PartialState()
+        self.state = start_processes()
         self.device = self.state.device
         self.scorer = CLIPScorer(args.clip_model, args.clip_weights or None, self.device)
         self.augmenter = load_augmenter(args.bank, self.scorer)

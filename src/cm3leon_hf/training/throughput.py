@@ -18,7 +18,7 @@ def matmul_tflops(dtype: torch.dtype, device: torch.device, size: int = 2048) ->
 class ThroughputTrainer(Trainer):
     """
     The stock Trainer, logging tokens per second, TFLOP/s, the fraction of the machine's matrix product rate, and the
-    share of time in which it waited for data.
+    share of time in which it waited for data; `total_flos` of its state counts the same operations.
 
     A token costs six operations for each weight, and the attention's products on top; padding does not count.
     """
@@ -45,10 +45,13 @@ class ThroughputTrainer(Trainer):
         return batches
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        lengths = (inputs["labels"] != -100).sum(1)
-        self.tokens += int(lengths.sum())
-        self.flops += self.flops_per_token * int(lengths.sum()) + self.attention_flops * int(lengths.square().sum()) / 2
+        self.tokens += int((inputs["labels"] != -100).sum())
+        self.flops += self.floating_point_ops(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def floating_point_ops(self, inputs) -> float:
+        lengths = (inputs["labels"] != -100).sum(1)
+        return self.flops_per_token * int(lengths.sum()) + self.attention_flops * int(lengths.square().sum()) / 2
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-MODULES = ("caption_scores", "clip_fit", "frechet_distance", "visdial_ndcg", "vqa_accuracy")
+MODULES = (
+    "caption_scores",
+    "clip_fit",
+    "frechet_distance",
+    "modality_perplexity",
+    "reconstruction_quality",
+    "visdial_ndcg",
+    "vqa_accuracy",
+)
 
 
 def module_path(name: str) -> str:
@@ -10,7 +18,8 @@ def module_path(name: str) -> str:
     The folder of a metric, for `evaluate.load`, wherever the package is installed.
 
     Args:
-        name (`str`): `"frechet_distance"`, `"clip_fit"`, `"caption_scores"`, `"vqa_accuracy"` or `"visdial_ndcg"`.
+        name (`str`): `"frechet_distance"`, `"clip_fit"`, `"caption_scores"`, `"vqa_accuracy"`, `"visdial_ndcg"`,
+            `"modality_perplexity"` or `"reconstruction_quality"`.
 
     Raises:
         ValueError: for another name.
