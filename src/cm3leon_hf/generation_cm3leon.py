@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from transformers import Cache, GenerationConfig, LogitsProcessorList, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessorList, StaticCache
 from transformers.generation import GenerationMode, TopPLogitsWarper
 
 from .generation_batching import CM3LeonBatchingMixin
@@ -85,12 +85,18 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         Raises:
             ValueError: for an unknown mode, values of guidance that are out of range or exclude each other, guidance
                 with nothing to leave out or with anything but greedy search and sampling, ids outside the vocabulary,
-                known ids of another shape, an image size, or a prompt that leaves too few positions.
+                embeddings in their place, known ids of another shape, an image size, or a prompt that leaves too few
+                positions.
         """
         if sizes := {"height", "width", "image_size"} & kwargs.keys():
             raise ValueError(
                 f"expected no {', '.join(sorted(sizes))}: the model draws the one grid it was trained with, "
                 f"{self.config.image_grid_size} x {self.config.image_grid_size} tokens; resize the pictures instead"
+            )
+        if kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "expected ids, got inputs_embeds: which modality may follow and the prompts of guidance are read from "
+                "ids; pass input_ids, or call the model itself"
             )
         call = dict(zip(GUIDANCE_ARGUMENTS, (guidance_scale, image_guidance_scale, contrastive_alpha, contrastive_k)))
         passed, own = _guidance_values(generation_config), _guidance_values(self.generation_config)
@@ -127,7 +133,7 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         if mode == "image":
             kwargs["image_logits_only"] = True
         if jacobi_window is not None:
-            _check_jacobi(jacobi_window, mode, generation_config)
+            _check_jacobi(jacobi_window, mode, generation_config, kwargs.get("past_key_values"))
             kwargs["custom_generate"] = partial(
                 speculative_jacobi, window=jacobi_window, streamer=kwargs.get("streamer")
             )
@@ -249,14 +255,15 @@ def _may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
     )
 
 
-def _check_jacobi(window: int, mode: str, config: GenerationConfig) -> None:
+def _check_jacobi(window: int, mode: str, config: GenerationConfig, cache: Cache | None) -> None:
     search = config.get_generation_mode()
     fits = search in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and config.use_cache is not False
-    if mode != "image" or window < 1 or not fits or config.cache_implementation not in (None, "dynamic"):
+    dynamic = config.cache_implementation in (None, "dynamic") and isinstance(cache, DynamicCache | None)
+    if mode != "image" or window < 1 or not fits or not dynamic:
         raise ValueError(
             f"expected jacobi_window >= 1 for images by sampling or greedy search with the dynamic cache, got {window} "
             f"in {mode!r} mode by {search.value} with use_cache={config.use_cache} and "
-            f"cache_implementation={config.cache_implementation}; leave it out"
+            f"cache_implementation={config.cache_implementation}, past_key_values {type(cache).__name__}; leave it out"
         )
 
 
