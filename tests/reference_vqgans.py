@@ -100,9 +100,9 @@ class Coder(nn.Module):
 class ReferenceVQGAN(nn.Module):
     """A tiny network of a kind, with random weights spread so that many codes are used."""
 
-    def __init__(self, kind: str, multipliers: list[int], codes: int = 64, latent: int = 16, embed: int = 8):
+    def __init__(self, kind: str, multipliers: list[int], l2_norm: bool, codes: int = 64, latent: int = 16):
         super().__init__()
-        self.kind = kind
+        self.kind, self.l2_norm, embed = kind, l2_norm, 8
         embed = latent if kind == "gumbel" else embed
         widths, llamagen = [32 * m for m in multipliers], kind == "llamagen"
         attended = [kind != "chameleon" and i == len(widths) - 1 for i in range(len(widths))]
@@ -123,7 +123,7 @@ class ReferenceVQGAN(nn.Module):
         if self.kind == "gumbel":
             return self.quantize.proj(latents).flatten(2).argmax(1)
         flat = latents.flatten(2).transpose(1, 2)
-        flat = F.normalize(flat, dim=-1) if self.kind == "llamagen" else flat
+        flat = F.normalize(flat, dim=-1) if self.l2_norm else flat
         return (flat[:, :, None] - self.codebook()).square().sum(-1).argmin(-1)
 
     @torch.no_grad()
@@ -134,13 +134,14 @@ class ReferenceVQGAN(nn.Module):
 
     def codebook(self) -> torch.Tensor:
         weight = next(module for module in self.quantize.children() if isinstance(module, nn.Embedding)).weight
-        return F.normalize(weight, dim=-1) if self.kind == "llamagen" else weight
+        return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
 
 @torch.no_grad()
-def reference(kind: str, multipliers: list[int], pixels: torch.Tensor) -> ReferenceVQGAN:
+def reference(kind: str, multipliers: list[int], pixels: torch.Tensor, l2_norm: bool | None = None) -> ReferenceVQGAN:
+    """A network whose latents have a codebook's scale; LlamaGen normalises its codebook by default."""
     torch.manual_seed(0)
-    network = ReferenceVQGAN(kind, multipliers).eval()
+    network = ReferenceVQGAN(kind, multipliers, kind == "llamagen" if l2_norm is None else l2_norm).eval()
     for name, weight in network.named_parameters():
         if "norm" in name:
             weight.add_(0.3 * torch.randn_like(weight))

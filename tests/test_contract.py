@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import torch
-from conftest import POSITIONS, small_config, small_model
+from conftest import POSITIONS, small_config, small_model, small_vqgan_config
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from cm3leon_hf import CM3LeonConfig
+from cm3leon_hf import CM3LeonConfig, CM3LeonVQGANConfig
 
 IMAGE = {"generation_mode": "image"}
 
@@ -41,31 +41,43 @@ def test_the_embedding_keeps_its_size(model):
 # configurations
 
 
-def test_a_configuration_of_a_newer_version_is_reported(tmp_path, caplog):
-    settings = small_config().to_dict() | {"model_type": "cm3leon", "use_sparks": True, "spark_rate": 0.1}
+@pytest.mark.parametrize("config", [small_config(), small_vqgan_config()], ids=["decoder", "image tokenizer"])
+def test_a_configuration_of_a_newer_version_is_reported(tmp_path, caplog, config):
+    settings = config.to_dict() | {"model_type": config.model_type, "use_sparks": True, "spark_rate": 0.1}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with caplog.at_level(logging.WARNING, "cm3leon_hf"):
         AutoConfig.from_pretrained(tmp_path)
     (record,) = caplog.records
+    assert type(config).__name__ in record.message
     assert "spark_rate, use_sparks" in record.message and "update" in record.message
 
 
-def test_what_transformers_adds_to_a_configuration_is_not(model, tmp_path, caplog):
+def test_what_transformers_adds_to_a_configuration_is_not(model, saved_vqgan, tmp_path, caplog):
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, "cm3leon_hf"):
         AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", dtype="bfloat16")
+        AutoModel.from_pretrained(saved_vqgan, dtype="bfloat16")
         CM3LeonConfig(torch_dtype="float32", quantization_config={}, name_or_path="here", output_attentions=True)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["bf16", "relu", "torch.bfloat16"])
-def test_a_wrong_dtype_is_named(folder, tmp_path, name):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "cm3leon", "dtype": name}))
-    for load in (lambda: AutoConfig.from_pretrained(tmp_path), lambda: CM3LeonConfig(dtype=name)):
+@pytest.mark.parametrize("kind", [CM3LeonConfig, CM3LeonVQGANConfig])
+def test_a_wrong_dtype_is_named(folder, tmp_path, kind, name):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind.model_type, "dtype": name}))
+    for load in (lambda: AutoConfig.from_pretrained(tmp_path), lambda: kind(dtype=name)):
         with pytest.raises(ValueError, match=f"dtype.*{name}"):
             load()
     with pytest.raises(ValueError, match="dtype"):
         AutoModelForCausalLM.from_pretrained(folder, dtype=name)
+
+
+def test_a_missing_shard_is_named(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(OSError, match=shard.name):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 # precisions and devices

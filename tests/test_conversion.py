@@ -64,6 +64,16 @@ def test_a_vqgan_inside_another_model(networks, pixels, tmp_path):
     assert_same(CM3LeonVQGAN.from_pretrained(tmp_path / "out"), networks["llamagen"], pixels)
 
 
+def test_a_llamagen_that_does_not_normalise_its_codebook(pixels, tmp_path):
+    network = reference("llamagen", SHAPES["llamagen"], pixels, l2_norm=False)
+    torch.save({"model": network.state_dict()}, tmp_path / "vq.pt")
+    convert(tmp_path / "vq.pt", tmp_path / "plain", resolution=RESOLUTION, plain_codebook=True)
+    assert_same(CM3LeonVQGAN.from_pretrained(tmp_path / "plain"), network, pixels)
+    report = convert(tmp_path / "vq.pt", tmp_path / "normalised", resolution=RESOLUTION)
+    assert "codebook normalised" in str(report)  # the weights do not tell, so the report says what was assumed
+    assert not torch.equal(CM3LeonVQGAN.from_pretrained(tmp_path / "normalised").encode(pixels), network.encode(pixels))
+
+
 @pytest.mark.parametrize(("kind", "side"), [("taming", 256), ("chameleon", 512)])
 def test_the_published_resolutions(kind, side, networks, tmp_path):
     save_file(networks[kind].state_dict(), tmp_path / "vqgan.safetensors")
@@ -191,6 +201,7 @@ def test_other_architectures_are_named(change, networks, tmp_path):
         ({"dtype": "float31"}, "a dtype among float32, bfloat16, float16, got 'float31'"),
         ({"dtype": "bfloat16"}, "no dtype for taming"),
         ({"vqgan": "folder"}, "no vqgan for taming"),
+        ({"plain_codebook": True}, "no plain_codebook for taming"),
         ({"resolution": 18}, "multiple of 4"),
     ],
 )

@@ -96,7 +96,7 @@ def test_codes_can_be_published(saved_vqgan, tmp_path):
     card = {"license": ["mit", "cc-by-4.0"], "pretty_name": "Two shapes"}
     tokenize_images.main(tokenize_images.CodesArguments(**arguments, keep_images=True, card=card))
     written = datasets.load_dataset(str(tmp_path / "out"), split="train")
-    assert written.features == features | {"codes": datasets.List(datasets.Value("uint16"))}
+    assert written.features == features | {"codes": datasets.List(datasets.Value("int32"))}
     found = DatasetCard.load(tmp_path / "out" / "README.md")
     assert found.data.license == ["mit", "cc-by-4.0"] and "# Two shapes" in found.text
     assert "4×4 codes" in found.text and all(f"| `{name}` |" in found.text for name in written.column_names)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, TEXT_SIZE, draw, small_model
-from transformers import StoppingCriteriaList
+from conftest import IMAGE_SIZE, TEXT_SIZE, draw, small_config, small_model
+from transformers import StaticCache, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from cm3leon_hf.generation_jacobi import verified
@@ -134,7 +134,13 @@ def test_it_goes_with_everything(model, processor):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"jacobi_window": 0}, {"generation_mode": "text"}, {"num_beams": 2}, {"cache_implementation": "static"}],
+    [
+        {"jacobi_window": 0},
+        {"generation_mode": "text"},
+        {"num_beams": 2},
+        {"cache_implementation": "static"},
+        {"past_key_values": StaticCache(config=small_config(), max_cache_len=32)},
+    ],
     ids=str,
 )
 def test_what_it_cannot_do_is_refused(arguments):

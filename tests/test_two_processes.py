@@ -1,14 +1,19 @@
-"""Two processes that share a model's weights learn what one process learns."""
+"""Two processes that share a model's weights learn what one process learns, and save it whole."""
 
+import inspect
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import CAPTIONS, REPOSITORY, small_config
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 
@@ -49,14 +54,67 @@ def losses(launcher: list[str], settings: dict, folder, **changes) -> list[float
     return [log["loss"] for log in state["log_history"] if "loss" in log]
 
 
-def test_fsdp2_on_two_processes_equals_one(settings, tmp_path):
+@pytest.fixture
+def launcher(tmp_path) -> list[str]:
+    """Starts a script on two processes under FSDP2."""
     config = yaml.safe_load((REPOSITORY / "recipes/accelerate/fsdp2.yaml").read_text())
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
     (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2.yaml")]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2.yaml")]
+
+
+def test_fsdp2_on_two_processes_equals_one(settings, launcher, tmp_path):
     folders = [tmp_path / name for name in ("two", "one")]
     for folder in folders:
         folder.mkdir()
     two = losses(launcher, settings, folders[0], per_device_train_batch_size=2)
     one = losses([sys.executable], settings, folders[1], per_device_train_batch_size=4)
     assert two == pytest.approx(one, rel=1e-3) and len(set(one)) == 3
+
+
+STOCK = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+{function}
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules.")
+stock_training(model, sys.argv[2], batch_size=2)
+"""
+
+
+def stock_training(model, out: str, batch_size: int) -> None:
+    """Three steps over four rows by the stock Trainer, which writes a checkpoint, and the model besides."""
+    rows = [
+        {"input_ids": ids, "labels": ids} for ids in torch.randint(10, 600, (4, 12), generator=torch.manual_seed(0))
+    ]
+    arguments = {"max_steps": 3, "learning_rate": 1e-2, "save_steps": 3, "report_to": "none", "use_cpu": True}
+    trainer = Trainer(
+        model, TrainingArguments(out, per_device_train_batch_size=batch_size, **arguments), train_dataset=rows
+    )
+    trainer.train()
+    trainer.save_model(out)
+
+
+def code(folder: Path) -> dict[str, str]:
+    """The files of a model folder that are text: its code and its configuration."""
+    return {path.name: path.read_text("utf-8") for pattern in ("*.py", "config.json") for path in folder.glob(pattern)}
+
+
+def test_what_stock_training_under_fsdp2_saves_carries_its_code(folder, launcher, tmp_path):
+    """An exported model, whose class FSDP2 replaces, is saved whole by `save_pretrained`, in checkpoints as well."""
+    (tmp_path / "train.py").write_text(STOCK.format(function=inspect.getsource(stock_training)))
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [*launcher, str(tmp_path / "train.py"), folder, str(tmp_path / "two")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert result.returncode == 0, result.stderr[-4000:]
+    stock_training(AutoModelForCausalLM.from_pretrained(folder), str(tmp_path / "one"), batch_size=4)
+    one = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    assert not torch.equal(one.lm_head.weight, AutoModelForCausalLM.from_pretrained(folder).lm_head.weight)
+    for saved in (tmp_path / "two", tmp_path / "two" / "checkpoint-3"):
+        assert code(saved) == code(tmp_path / "one") and "modeling_cm3leon.py" in code(saved)
+        two = AutoModelForCausalLM.from_pretrained(saved)
+        for name, weight in one.named_parameters():
+            torch.testing.assert_close(two.get_parameter(name), weight, atol=1e-4, rtol=1e-4)

@@ -28,6 +28,10 @@ def convert(
     without_decoder: Annotated[
         bool, typer.Option("--without-decoder", help="VQGANs: accept one that cannot draw, as transformers' Chameleon.")
     ] = False,
+    plain_codebook: Annotated[
+        bool,
+        typer.Option("--plain-codebook", help="llamagen: trained with codebook_l2_norm=False, unlike the published."),
+    ] = False,
     vqgan: Annotated[
         Path | None,
         typer.Option(
@@ -64,5 +68,5 @@ def convert(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print(convert(source, out, kind, resolution, without_decoder, vqgan, dtype))
+    print(convert(source, out, kind, resolution, without_decoder, vqgan, dtype, plain_codebook))
     print(out)

@@ -1,14 +1,11 @@
 """Configuration of the CM3Leon decoder."""
 
-import logging
 import os
 
-import torch
 from transformers import PreTrainedConfig
 
+from .configuration_vqgan import check_fields
 from .vocabulary import CONTROL_TOKENS, EOS, PAD, Vocabulary
-
-logger = logging.getLogger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_cm3leon.CM3LeonConfig",
@@ -17,10 +14,6 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_cm3leon.CM3LeonForCausalLM",
     "AutoModelForMultimodalLM": "modeling_cm3leon.CM3LeonForCausalLM",
     "AutoProcessor": "processing_cm3leon.CM3LeonProcessor",
-}
-EVERY_MODEL_HAS = {  # what transformers hands to a configuration besides its fields
-    *("attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "output_attentions"),
-    *("quantization_config", "torch_dtype", "vocab_size"),
 }
 
 
@@ -98,13 +91,7 @@ class CM3LeonConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("vocab_size", None)  # derived
-        if unknown := sorted(key for key in kwargs.keys() - EVERY_MODEL_HAS if not key.startswith("_")):
-            logger.warning(
-                f"expected the fields of {type(self).__name__}, got also {', '.join(unknown)}, which change nothing; "
-                "if a newer version has written the configuration, update cm3leon_hf"
-            )
-        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"expected a dtype of torch, such as 'bfloat16', got {self.dtype!r}; write its full name")
+        check_fields(self, kwargs)
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -1,6 +1,36 @@
 """Configuration of the VQGAN image tokenizer."""
 
+import logging
+
+import torch
 from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+EVERY_MODEL_HAS = {  # what transformers hands to a configuration besides its fields
+    *("attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "output_attentions"),
+    *("quantization_config", "torch_dtype", "vocab_size"),
+}
+
+
+def check_fields(config: PreTrainedConfig, others: dict) -> None:
+    """
+    Checks what a configuration was given, before transformers makes its own of it.
+
+    Args:
+        config (`PreTrainedConfig`): With its fields.
+        others (`dict`): What it got besides them; a warning names what transformers does not add itself.
+
+    Raises:
+        ValueError: for a dtype that torch does not have.
+    """
+    if unknown := sorted(key for key in others.keys() - EVERY_MODEL_HAS if not key.startswith("_")):
+        logger.warning(
+            f"expected the fields of {type(config).__name__}, got also {', '.join(unknown)}, which change nothing; "
+            "if a newer version has written the configuration, update cm3leon_hf"
+        )
+    if isinstance(config.dtype, str) and not isinstance(getattr(torch, config.dtype, None), torch.dtype):
+        raise ValueError(f"expected a dtype of torch, such as 'bfloat16', got {config.dtype!r}; write its full name")
 
 
 class CM3LeonVQGANConfig(PreTrainedConfig):
@@ -26,7 +56,8 @@ class CM3LeonVQGANConfig(PreTrainedConfig):
         commitment_cost (`float`): Weight of the commitment loss (beta of VQ-VAE).
 
     Raises:
-        ValueError: if the levels do not divide the resolution, or the groups do not divide the channels.
+        ValueError: if the levels do not divide the resolution, the groups do not divide the channels, or `dtype` is
+            unknown.
     """
 
     model_type = "cm3leon_vqgan"
@@ -45,6 +76,7 @@ class CM3LeonVQGANConfig(PreTrainedConfig):
     commitment_cost: float = 0.25
 
     def __post_init__(self, **kwargs):
+        check_fields(self, kwargs)
         super().__post_init__(**kwargs)
         if self.resolution % self.downsampling:
             raise ValueError(

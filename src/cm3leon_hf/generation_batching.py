@@ -12,8 +12,10 @@ class CM3LeonBatchingMixin(GenerationMixin):
     """
     Text and unguided images by transformers' continuous batching.
 
-    Its requests are rows of their own, which come and go, so guidance, whose branches are rows that go together, is not
-    to be had; nor is the interleaved mode, whose grammar reads what a row holds so far.
+    Guidance is not to be had, because its branches are rows that go in step: the scheduler admits, splits and evicts
+    requests one by one, and each row draws its own token. Nor would much be gained: all images have as many tokens, so
+    a batch of `generate` ends together. The interleaved mode is not to be had either, as its grammar reads what a row
+    holds so far.
     """
 
     def generate_batch(

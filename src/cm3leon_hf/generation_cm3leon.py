@@ -94,9 +94,10 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         Raises:
             ValueError: for an unknown mode, values of guidance that are out of range or exclude each other, guidance
                 with nothing to leave out or with anything but greedy search and sampling, ids outside the vocabulary,
-                known ids of another shape, an image size, or a prompt that leaves too few positions.
+                embeddings in their place, known ids of another shape, an image size, or a prompt that leaves too few
+                positions.
         """
-        self._refuse_sizes(kwargs)
+        self._refuse_arguments(kwargs)
         vocab = self.config.vocabulary
         call = dict(zip(GUIDANCE_ARGUMENTS, (guidance_scale, image_guidance_scale, contrastive_alpha, contrastive_k)))
         passed, own = guidance_values(generation_config), guidance_values(self.generation_config)
@@ -129,7 +130,7 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         if mode == "image":
             kwargs["image_logits_only"] = True
         if jacobi_window is not None:
-            check_jacobi(jacobi_window, mode, generation_config)
+            check_jacobi(jacobi_window, mode, generation_config, kwargs.get("past_key_values"))
             kwargs["custom_generate"] = partial(
                 speculative_jacobi, window=jacobi_window, streamer=kwargs.get("streamer")
             )
@@ -144,11 +145,16 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         )
         return _cut_left(output, length - width)
 
-    def _refuse_sizes(self, kwargs: dict) -> None:
+    def _refuse_arguments(self, kwargs: dict) -> None:
         if sizes := {"height", "width", "image_size"} & kwargs.keys():
             raise ValueError(
                 f"expected no {', '.join(sorted(sizes))}: the model draws the one grid it was trained with, "
                 f"{self.config.image_grid_size} x {self.config.image_grid_size} tokens; resize the pictures instead"
+            )
+        if kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "expected ids, got inputs_embeds: which modality may follow and the prompts of guidance are read from "
+                "ids; pass input_ids, or call the model itself"
             )
 
     def _prepare_configuration(self, passed: GenerationConfig | None, kwargs: dict) -> tuple[GenerationConfig, dict]:

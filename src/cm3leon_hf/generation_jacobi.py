@@ -7,19 +7,20 @@ speculative sampling, so what is final follows the model's own distribution; her
 """
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 
-def check_jacobi(window: int, mode: str, config: GenerationConfig) -> None:
+def check_jacobi(window: int, mode: str, config: GenerationConfig, cache: Cache | None) -> None:
     """Raises `ValueError` where a call asks for what speculative Jacobi decoding cannot do."""
     search = config.get_generation_mode()
     fits = search in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and config.use_cache is not False
-    if mode != "image" or window < 1 or not fits or config.cache_implementation not in (None, "dynamic"):
+    dynamic = config.cache_implementation in (None, "dynamic") and isinstance(cache, DynamicCache | None)
+    if mode != "image" or window < 1 or not fits or not dynamic:
         raise ValueError(
             f"expected jacobi_window >= 1 for images by sampling or greedy search with the dynamic cache, got {window} "
             f"in {mode!r} mode by {search.value} with use_cache={config.use_cache} and "
-            f"cache_implementation={config.cache_implementation}; leave it out"
+            f"cache_implementation={config.cache_implementation}, past_key_values {type(cache).__name__}; leave it out"
         )
 
 

@@ -42,8 +42,10 @@ def eager_attention_forward(
 
 def better_without_sdpa(query: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
     """Few queries in half precision on a CPU, where SDPA takes up to 16 times as long as two matrix products."""
-    few = query.shape[2] == 1 or (query.shape[2] <= 32 and attention_mask is not None)  # None is causal for several
-    return query.device.type == "cpu" and query.dtype != torch.float32 and few
+    length = query.shape[2]
+    if query.device.type != "cpu" or query.dtype == torch.float32 or isinstance(length, torch.SymInt):
+        return False  # an exported program takes any number of queries
+    return length == 1 or (length <= 32 and attention_mask is not None)  # None is causal for several
 
 
 def residual_projection(in_features: int, out_features: int, bias: bool) -> nn.Linear:
@@ -160,6 +162,10 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": CM3LeonDecoderLayer, "attentions": CM3LeonAttention}
+
+    def __init__(self, config: CM3LeonConfig):
+        super().__init__(config)
+        self.__module__ = type(self).__module__  # where `save_pretrained` finds the code, also when FSDP2 is the class
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -27,6 +27,7 @@ def convert(
     without_decoder: bool = False,
     vqgan: str | Path | None = None,
     dtype: str = "float32",
+    plain_codebook: bool = False,
 ) -> ConversionReport:
     """
     Converts a VQGAN or OPT, and writes what was done with each weight to `conversion.json` beside the result.
@@ -40,6 +41,7 @@ def convert(
         vqgan (`str` or `Path`, *optional*): For OPT, the folder of a [`CM3LeonVQGAN`] whose codes become image ids; the
             result then has a processor too. Without it there are 8192 image ids in a grid of 32, the paper's.
         dtype (`str`): For OPT, type of the weights: `"float32"`, `"bfloat16"` or `"float16"`.
+        plain_codebook (`bool`): For LlamaGen, as in [`~cm3leon_hf.conversion.vqgan.convert_vqgan`].
 
     Raises:
         ValueError: for a folder in use, an option that the kind does not have, or as the parts that read and convert.
@@ -48,12 +50,14 @@ def convert(
     check_arguments(out, kind, dtype)
     weights = read_weights(source)
     kind = checked_kind(weights, kind)
+    if kind != "llamagen":
+        refuse(kind, plain_codebook=plain_codebook)
     if kind == "opt":
         refuse(kind, resolution=resolution, without_decoder=without_decoder)
         report = save_opt(weights, source if source.is_dir() else source.parent, out, vqgan, DTYPES[dtype])
     else:
         refuse(kind, vqgan=vqgan, dtype=dtype != "float32")
-        model, report = convert_vqgan(weights, kind, resolution, without_decoder)
+        model, report = convert_vqgan(weights, kind, resolution, without_decoder, plain_codebook)
         model.save_pretrained(out)
         default_image_processor(model.config).save_pretrained(out)
     (out / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from .report import ConversionReport, by_prefix
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 RESOLUTIONS = {"taming": 256, "gumbel": 256, "chameleon": 512, "llamagen": 256}  # of the published ones
 STATISTICS = "quantize.codebook_used"  # of LlamaGen's training
+CODEBOOK = "quantize.embedding.weight"
 
 
 def vqgan_kind(weights: dict[str, torch.Tensor]) -> str | None:
@@ -43,6 +44,7 @@ def convert_vqgan(
     kind: str,
     resolution: int | None = None,
     without_decoder: bool = False,
+    plain_codebook: bool = False,
 ) -> tuple[CM3LeonVQGAN, ConversionReport]:
     """
     Builds the VQGAN whose codes and pictures are those of the original.
@@ -54,6 +56,8 @@ def convert_vqgan(
             the published models: 512 for Chameleon, otherwise 256.
         without_decoder (`bool`): Whether to accept weights without a decoder, as transformers' Chameleon has them: the
             result turns pictures into codes, and draws grey.
+        plain_codebook (`bool`): Whether LlamaGen's was trained with `codebook_l2_norm=False`, which its weights do not
+            tell: codes are then the nearest vectors as they stand. All published ones, Janus' too, were trained with.
 
     Returns:
         The VQGAN in float32, and what was done with each weight.
@@ -64,9 +68,13 @@ def convert_vqgan(
     own, unused = separate(weights)
     notes = []
     if kind == "llamagen":
-        own = from_llamagen(own)
-        notes.append("codebook normalised to length 1, as the original does at each look-up")
-        notes.append("a further training does not normalise latents")
+        own = rename_llamagen(own)
+        if plain_codebook:
+            notes.append("codebook taken as it stands, for codebook_l2_norm=False")
+        else:  # nearest by angle: the length of a latent changes no argmax once all codes have the same
+            own[CODEBOOK] = F.normalize(own[CODEBOOK].float(), dim=-1)
+            notes.append("codebook normalised to length 1, as the original does at each look-up")
+            notes.append("a further training does not normalise latents")
     elif kind == "gumbel":
         own = {name.replace("quantize.embed.", "quantize.embedding."): weight for name, weight in own.items()}
         notes.append("codes are the argmax of the logits, without noise")
@@ -93,8 +101,8 @@ def separate(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
     return {part: weights[name] for name, part in inner.items()}, [name for name in weights if name not in inner]
 
 
-def from_llamagen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """LlamaGen's names to taming's, and its codebook to the vectors it looks up."""
+def rename_llamagen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LlamaGen's names to taming's."""
     renamed = {}
     for name, weight in weights.items():
         name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
@@ -103,8 +111,6 @@ def from_llamagen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for number, middle in enumerate(("block_1", "attn_1", "block_2")):
             name = name.replace(f".mid.{number}.", f".mid.{middle}.")
         renamed[name] = weight
-    # nearest by angle: the length of a latent changes no argmax once all codes have the same
-    renamed["quantize.embedding.weight"] = F.normalize(renamed["quantize.embedding.weight"].float(), dim=-1)
     return renamed
 
 
@@ -121,7 +127,7 @@ def highest_resolution_first(weights: dict[str, torch.Tensor]) -> dict[str, torc
 
 def infer_config(weights: dict[str, torch.Tensor], kind: str, resolution: int) -> CM3LeonVQGANConfig:
     """The sizes that the weights' shapes tell."""
-    codebook, first = weights["quantize.embedding.weight"], weights["encoder.conv_in.weight"]
+    codebook, first = weights[CODEBOOK], weights["encoder.conv_in.weight"]
     if first.shape[1] != 3:
         raise ValueError(f"expected a VQGAN of RGB pictures, got one of {first.shape[1]} channels, of segmentations?")
     widths = []

@@ -76,14 +76,13 @@ class ImageTokenizer:
             raise ValueError(
                 f"expected the column {self.column!r} with pictures, got {rows.column_names}; name it with image_column"
             )
-        code = Value("uint16" if self.vqgan.config.num_embeddings <= 2**16 else "int32")
         kept = {name: kind for name, kind in rows.features.items() if self.keep_images or name != self.column}
         return rows.cast_column(self.column, Image(decode=False)).map(
             self,
             batched=True,
             batch_size=batch_size,
             remove_columns=[] if self.keep_images else [self.column],
-            features=Features(kept | {"codes": List(code)}),
+            features=Features(kept | {"codes": List(Value("int32"))}),
         )
 
     def report(self) -> str:
