@@ -1,17 +1,13 @@
 """Pictures that the emoji tasks need besides the corpus' own: cut-out drawings, canvases of several, written words."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cm3leon_hf.data.controls import Canny, Control, Scribble
+from cm3leon_hf.data.controls import Canny, Foreground, Scribble, foreground
 
-NEAR_WHITE = 245  # darkest channel of a pixel that may be background
 TRIES = 200  # random places tried before a canvas is begun anew
 CANVAS = 96  # side of a canvas that these pixels are for
 GAP = 3  # between two drawings
@@ -35,24 +31,6 @@ COLOURS = {
 }
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the ends not included
-
-
-def foreground(picture: Image.Image) -> np.ndarray:
-    """Where a picture on white shows something, `(height, width)`: all but the white that reaches the border."""
-    white = (np.asarray(picture.convert("RGB")).min(axis=2) >= NEAR_WHITE).astype(np.uint8)
-    around = np.pad(white, 1, constant_values=1)
-    cv2.floodFill(around, None, (0, 0), 2)
-    return around[1:-1, 1:-1] != 2
-
-
-@dataclass(eq=False)
-class Foreground(Control):
-    """A segmentation map of two classes, for pictures on white: what they show, white on black."""
-
-    name: ClassVar[str] = "segmentation"
-
-    def draw(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        return [Image.fromarray(foreground(picture)).convert("L") for picture in pictures]
 
 
 CONTROLS = {control.name: control for control in (Canny(), Scribble(edges=Canny()), Foreground())}
