@@ -18,9 +18,12 @@ from conftest import GRID_SIZE, IMAGE_SIZE, REPOSITORY, draw, load_recipe, small
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from trl import TrlParser
 
+from cm3leon_hf.data.tasks import load_tasks
 from cm3leon_hf.evaluation.boxes import drawn_box_iou, drawn_boxes
 from cm3leon_hf.evaluation.instructions import answer_instructions, instruction_prompt
+from cm3leon_hf.evaluation.options import asking
 from cm3leon_hf.processing_prompts import CONTROLS
 from cm3leon_hf.training.adapters import TARGETS, save_adapters
 
@@ -270,6 +273,17 @@ def test_prompts_of_rows_are_those_of_the_processor(processor):
         instruction_prompt([None, "a red circle"], 0)
 
 
+def test_questions_of_table_2_are_asked_as_in_training():
+    tasks = yaml.safe_load((REPOSITORY / "recipes/evaluate/table2.yaml").read_text(encoding="utf-8"))["tasks"]
+    template = load_tasks()["vqa2"].templates[0]
+    front, behind = template.format(question="what is it?", answer="|", image="").split(" |")
+    wanted = instruction_prompt([front, " a pig", behind.removesuffix(" <break> "), None], 1)
+    for task in tasks:
+        if task["kind"] in ("vqa", "vizwiz"):
+            assert asking(task["prompt"].format(question="what is it?")) == wanted
+    assert asking("Describe.") == instruction_prompt(["Describe.", " a pig", None], 1)
+
+
 def test_answers_are_what_generate_continues_with(processor):
     model = small_model(max_position_embeddings=256)
     shown = list(range(GRID_SIZE**2))
@@ -352,6 +366,13 @@ def test_captions_are_read_word_by_word(judged):
     )
     assert judged.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
     assert judged.read_caption("a picture") == ("", "")
+
+
+@pytest.mark.parametrize("name, kind", [("emoji_tasks", "EmojiTasksArguments"), ("emoji_judge", "EmojiJudgeArguments")])
+def test_the_yaml_is_read_by_its_script(name, kind):
+    parser = TrlParser(getattr(load_recipe(f"evaluate/{name}.py"), kind))
+    (arguments,) = parser.parse_args_and_config(["--config", str(REPOSITORY / f"recipes/evaluate/{name}.yaml")])
+    assert arguments.dataset == "data/emoji-tasks" and arguments.corpus == "data/emoji"
 
 
 CONCEPTS = {"red heart": ("{} heart", "red"), "blue heart": ("{} heart", "blue"), "pig": ("", ""), "goat": ("", "")}

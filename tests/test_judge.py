@@ -10,7 +10,7 @@ from conftest import COLOURS, SHAPES, draw
 from cm3leon_hf.evaluation.agreement import edge_f1, mask_iou
 from cm3leon_hf.evaluation.judge import UNKNOWN, Judge, JudgeConfig, Views, ink, to_pixels, train_judge
 
-CONFIG = JudgeConfig(size=32, views=1200, batch_size=24, colourless=("shape",))
+CONFIG = JudgeConfig(size=32, views=1200, batch_size=24, colourless=["shape"])
 PICTURES = [draw(colour, shape, 32) for colour in COLOURS for shape in SHAPES]
 SHOWN = {
     "shape": [*SHAPES] * len(COLOURS),
@@ -37,7 +37,7 @@ def test_a_judge_reads_pictures_that_it_never_saw(judge):
 def test_a_saved_judge_reads_the_same(judge, tmp_path):
     judge.save(tmp_path / "judge.safetensors")
     again = Judge.load(tmp_path / "judge.safetensors")
-    assert again.config == CONFIG and again.read(PICTURES)[0] == judge.read(PICTURES)[0]
+    assert again.settings == CONFIG and again.read(PICTURES)[0] == judge.read(PICTURES)[0]
     np.testing.assert_array_equal(again.read(PICTURES)[1], judge.read(PICTURES)[1])
     whole = (tmp_path / "judge.safetensors").read_bytes()
     (tmp_path / "judge.safetensors").write_bytes(whole[: len(whole) // 2])

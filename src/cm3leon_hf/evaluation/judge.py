@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +39,7 @@ class JudgeConfig:
         recoloured (`float`): Share of views whose colours are changed at random. They teach only the kinds of
             `colourless`.
         recolouring (`float`): How much.
-        colourless (`tuple[str, ...]`): Kinds that do not depend on colours.
+        colourless (`list[str]`): Kinds that do not depend on colours.
         smoothing (`float`): Of labels.
         dropout (`float`): Of features.
         batch_size, learning_rate, weight_decay, seed: Of the training.
@@ -47,14 +47,14 @@ class JudgeConfig:
 
     network: str = "resnet10t"
     size: int = 64
-    views: int = 240_000
+    views: int = 200_000
     balance: float = 0.5
     scale: float = 0.15
     shift: float = 0.06
     turn: float = 0.08
     recoloured: float = 0.5
     recolouring: float = 0.15
-    colourless: tuple[str, ...] = ("concept", "gender")
+    colourless: list[str] = field(default_factory=lambda: ["concept", "gender"])
     smoothing: float = 0.1
     dropout: float = 0.1
     batch_size: int = 128
@@ -81,7 +81,7 @@ class Judge(nn.Module):
             import timm
         except ImportError as error:
             raise ImportError("judges need timm; pip install 'cm3leon_hf[eval]'") from error
-        self.config, self.classes = config, classes
+        self.settings, self.classes = config, classes  # a Trainer takes `config` for its own
         self.network = timm.create_model(config.network, pretrained=False, num_classes=0)
         self.heads = nn.ModuleDict(
             {kind: nn.Linear(self.network.num_features, len(names)) for kind, names in classes.items()}
@@ -99,9 +99,9 @@ class Judge(nn.Module):
             `dict`: `loss`, the sum over kinds of the cross entropy, per picture.
         """
         features = self.network(pixels.contiguous(memory_format=torch.channels_last))
-        features = F.dropout(features, self.config.dropout, self.training)
+        features = F.dropout(features, self.settings.dropout, self.training)
         losses = [
-            F.cross_entropy(head(features), own, reduction="sum", label_smoothing=self.config.smoothing)
+            F.cross_entropy(head(features), own, reduction="sum", label_smoothing=self.settings.smoothing)
             for head, own in zip(self.heads.values(), labels.T)
         ]
         return {"loss": torch.stack(losses).sum() / len(pixels)}
@@ -113,7 +113,7 @@ class Judge(nn.Module):
         """
         device = next(self.parameters()).device
         batches = batched(pictures, BATCH)
-        features = [self.eval().network(to_pixels(ink(batch, self.config.size)).to(device)) for batch in batches]
+        features = [self.eval().network(to_pixels(ink(batch, self.settings.size)).to(device)) for batch in batches]
         features = torch.cat(features)
         found = {
             kind: [self.classes[kind][index] for index in head(features).argmax(dim=1).tolist()]
@@ -123,7 +123,7 @@ class Judge(nn.Module):
 
     def save(self, path: str | PathLike) -> None:
         """Writes weights, classes and configuration, whole or not at all, as safetensors."""
-        about = {"config": json.dumps(asdict(self.config)), "classes": json.dumps(self.classes)}
+        about = {"config": json.dumps(asdict(self.settings)), "classes": json.dumps(self.classes)}
         with atomic(Path(path)) as part:
             save_file({name: weight.contiguous() for name, weight in self.state_dict().items()}, part, about)
 
