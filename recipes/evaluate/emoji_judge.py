@@ -72,17 +72,18 @@ class Shown:
 
 def shown_in(dataset: str, corpus: str, split: str) -> Shown:
     """Every picture of a split that rows of tasks are about, once."""
-    rows = load_dataset(dataset, split=split).select_columns(
-        ["task", "texts", "codes", "answer", CONCEPT, "kin", "source", *JUDGED]
-    )
-    found = {}
-    for row in rows.filter(lambda task: task in TASKS, input_columns="task"):
-        codes = row["codes"][row["answer"]] if is_drawn(row) else row["codes"][-1]
-        kept = {name: row[name] for name in (CONCEPT, "kin", "source", *JUDGED)}
-        found.setdefault(row["source"], kept | {"codes": codes})
+    tasks, first = load_dataset(dataset, split=split), {}
+    for index, (task, source) in enumerate(zip(tasks["task"][:], tasks["source"][:])):
+        if task in TASKS:
+            first.setdefault(source, index)
+    names = (CONCEPT, "kin", "source", *JUDGED)
+    rows = [
+        {name: row[name] for name in names} | {"codes": row["codes"][row["answer"] if is_drawn(row) else -1]}
+        for row in tasks.select(first.values())
+    ]
     pictures = load_dataset(corpus, split=split).cast_column("image", Image(decode=False))
-    place = {source: index for index, source in enumerate(pictures["source"])}
-    return Shown([*found.values()], [*pictures.select([place[source] for source in found])["image"]])
+    place = dict(zip(pictures["source"][:], range(len(pictures))))
+    return Shown(rows, [*pictures.select([place[source] for source in first])["image"]])
 
 
 class EmojiJudge:
