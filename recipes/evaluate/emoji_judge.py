@@ -147,6 +147,11 @@ def kin(row: dict) -> str:
     return row["kin"] or row[CONCEPT]
 
 
+def toned_in(rows: Sequence[dict]) -> set[str]:
+    """Concepts that have skin tones."""
+    return {row[CONCEPT] for row in rows if row["skin_tone"]}
+
+
 def label(kind: str, row: dict, toned: set[str]) -> str:
     """What the judge is to read; empty where a picture has nothing of the kind."""
     if kind == CONCEPT:
@@ -180,20 +185,20 @@ def decoded(codes: Sequence[list[int]], processor, batch_size: int = 64) -> list
 def judge_for(args: EmojiJudgeArguments, processor) -> tuple[EmojiJudge, Shown]:
     """The judge of these data, trained if that is not done, and the pictures that were held out."""
     training, held_out = (shown_in(args.dataset, args.corpus, split) for split in (TRAIN, args.split))
-    toned = {row[CONCEPT] for row in training.rows + held_out.rows if row["skin_tone"]}
     config = JudgeConfig(**args.training)
     settings = [asdict(config), args.decoded, fingerprint(processor.vqgan), training.digest()]
     name = blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
     path = Path(args.out) / f"{name}.safetensors"
     if not path.exists():
-        train(training, toned, args.decoded, config, processor).save(path)
-    return EmojiJudge(Judge.load(path).to(processor.vqgan.device), toned, held_out), held_out
+        train(training, args.decoded, config, processor).save(path)
+    judge = Judge.load(path).to(processor.vqgan.device)
+    return EmojiJudge(judge, toned_in(training.rows + held_out.rows), held_out), held_out
 
 
-def train(training: Shown, toned: set[str], count: int, config: JudgeConfig, processor) -> Judge:
+def train(training: Shown, count: int, config: JudgeConfig, processor) -> Judge:
     again = evenly(training.rows, count, config.seed)
     pictures = training.pictures() + decoded([training.rows[index]["codes"] for index in again], processor)
-    rows = training.rows + [training.rows[index] for index in again]
+    rows, toned = training.rows + [training.rows[index] for index in again], toned_in(training.rows)
     shown = {kind: [label(kind, row, toned) for row in rows] for kind in (CONCEPT, *JUDGED)}
     return train_judge(pictures, shown, config)
 
