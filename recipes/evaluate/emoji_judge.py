@@ -173,13 +173,9 @@ def evenly(rows: Sequence[dict], count: int, seed: int) -> list[int]:
 
 def decoded(codes: Sequence[list[int]], processor, batch_size: int = 64) -> list:
     """Pictures of codes."""
-    batches = torch.tensor(codes).split(batch_size)
-    device = processor.vqgan.device
-    return [
-        picture
-        for batch in tqdm(batches, desc="decoding", disable=len(batches) < 10)
-        for picture in processor.decode_images(batch.to(device))
-    ]
+    device, starts = processor.vqgan.device, range(0, len(codes), batch_size)
+    batches = (torch.tensor(codes[start : start + batch_size], device=device) for start in tqdm(starts, "decoding"))
+    return [picture for batch in batches for picture in processor.decode_images(batch)]
 
 
 def judge_for(args: EmojiJudgeArguments, processor) -> tuple[EmojiJudge, Shown]:
