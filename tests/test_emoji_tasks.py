@@ -21,9 +21,11 @@ from PIL import Image
 from trl import TrlParser
 
 from cm3leon_hf.data.tasks import load_tasks
+from cm3leon_hf.data.words import FONTS, write_word
 from cm3leon_hf.evaluation.boxes import drawn_box_iou, drawn_boxes
 from cm3leon_hf.evaluation.instructions import answer_instructions, instruction_prompt
 from cm3leon_hf.evaluation.options import asking
+from cm3leon_hf.evaluation.words import nearest_words
 from cm3leon_hf.processing_prompts import CONTROLS
 from cm3leon_hf.training.adapters import TARGETS, save_adapters
 
@@ -333,7 +335,7 @@ def test_right_answers_score_one_and_wrong_ones_nothing(built, judged, known, mo
             monkeypatch.setattr(emoji_measures, "decoded", lambda answers, processor, drawn=drawn: drawn)
         elif not is_right:
             answers = [[code + 1 for code in one] if task == "no_edit" else f"not {one}, you" for one in answers]
-        for name, values in judged.measure(task, rows, answers, judged.Means(Oracle(), None, real)).items():
+        for name, values in judged.measure(task, rows, answers, judged.Means(Oracle(), None, real, [])).items():
             assert np.mean(values) == pytest.approx(float(is_right), abs=0.1 * is_right), name
 
 
@@ -343,12 +345,14 @@ def test_long_captions_are_measured_by_cider():
     assert emoji_measures.described(rows, said, None)["long_caption_cider"] == pytest.approx([10, 0], abs=1e-6)
 
 
-def test_words_are_right_if_they_can_be_read(monkeypatch):
+def test_words_are_right_if_no_other_is_more_alike(monkeypatch):
     rows = [{"kind": "word", "value": "fish"}, {"kind": "word", "value": "fish"}, {"kind": "emoji", "value": "OK"}]
-    drawn = [emoji_pictures.write_word(word, "DejaVuSans-Bold.ttf", 96) for word in ("fish", "road", "ok")]
-    monkeypatch.setattr(emoji_measures, "decoded", lambda answers, processor: drawn)
-    found = emoji_measures.written(rows, [], emoji_measures.Means(None, None, {}))
-    assert found == {"write_word": [True, False], "write_emoji": [True]}
+    drawn = [write_word(word, FONTS[1], 96).resize((48, 48)).resize((96, 96)) for word in ("fish", "fist")]
+    monkeypatch.setattr(emoji_measures, "decoded", lambda answers, processor: [*drawn, rows[2]])
+    means = emoji_measures.Means(Oracle(), None, {}, ["road", "fist", "fish", "dish"])
+    assert emoji_measures.written(rows, [], means) == {"write_word": [True, False], "write_emoji": [True]}
+    with pytest.raises(ValueError, match="got none"):
+        nearest_words(drawn, [])
 
 
 def canvas_of(row: dict) -> Image.Image:

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from emoji_judge import CONCEPT, EmojiJudge, decoded
-from PIL import Image, ImageOps
+from PIL import Image
 
-from cm3leon_hf.data.controls import OCR, Canny, Foreground, Scribble
+from cm3leon_hf.data.controls import Canny, Foreground, Scribble
 from cm3leon_hf.evaluation.agreement import edge_f1, mask_iou
 from cm3leon_hf.evaluation.boxes import drawn_box_iou
 from cm3leon_hf.evaluation.captions import caption_scores
 from cm3leon_hf.evaluation.image_to_text import short
+from cm3leon_hf.evaluation.words import nearest_words
 
 CAPTION = re.compile(r"(?P<subject>.*), (?P<style>.*) style")
 SKIN_TONE = re.compile(r" with [a-z -]+ skin tones?$")
 CONTROLS = {"canny": Canny(), "scribble": Scribble(edges=Canny()), "segmentation": Foreground()}
-READABLE = 4  # times as large, an OCR finds the letters of an emoji
 
 Metrics = dict[str, list[float]]
 
@@ -30,11 +30,13 @@ class Means:
         judge ([`EmojiJudge`]): Says what pictures show.
         processor ([`CM3LeonProcessor`]): Decodes codes.
         real (`dict[str, PIL.Image.Image]`): The corpus' pictures by source, of which control pictures were made.
+        words (`list[str]`): All that the tasks write.
     """
 
     judge: EmojiJudge
     processor: object
     real: dict[str, Image.Image]
+    words: list[str]
 
     def decode(self, answers: list) -> list[Image.Image]:
         return decoded(answers, self.processor)
@@ -89,12 +91,16 @@ def controlled(rows: list[dict], answers: list, means: Means) -> Metrics:
 
 
 def written(rows: list[dict], answers: list, means: Means) -> Metrics:
-    """Whether an OCR reads what was to be written, whatever the case."""
-    large = [ImageOps.scale(one, READABLE, Image.Resampling.BICUBIC) for one in means.decode(answers)]
-    framed = [ImageOps.expand(one, one.width // 8, "white") for one in large]
-    read = ["".join(texts) for texts in OCR(min_score=0).annotate(framed)["ocr_texts"]]
-    right = [text.casefold() == row["value"].casefold() for text, row in zip(read, rows)]
-    return by_kind("write", rows, right)
+    """Whether a word is nearer to what was drawn than all other words, and whether an emoji carries its text."""
+    drawn, found = means.decode(answers), {}
+    if words := [index for index, row in enumerate(rows) if row["kind"] == "word"]:
+        read = nearest_words([drawn[index] for index in words], means.words)
+        found["write_word"] = [one == rows[index]["value"] for one, index in zip(read, words)]
+    known = [index for index, row in enumerate(rows) if row["kind"] == "emoji" and means.judge.can_judge(CONCEPT, row)]
+    if known:
+        pictures = [drawn[index] for index in known]
+        found["write_emoji"] = means.judge.right(CONCEPT, [rows[index] for index in known], pictures)
+    return found
 
 
 def captioned(rows: list[dict], answers: list, means: Means) -> Metrics:

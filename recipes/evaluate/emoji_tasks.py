@@ -4,8 +4,8 @@
 
 Edits are judged by a network that `emoji_judge.py` trains: whether the picture has the style, skin tone, gender or
 colour that was asked for, and still shows the same thing, whatever its gender and colour. Boxes are those of what is
-drawn, and control pictures are made of it again; an OCR reads words; captions must name concept and style exactly. The
-row `oracle` has the right answers in place of the model's, as far as codes can show them. The columns `judge_…` are the
+drawn, and control pictures are made of it again. Words are right if no other word of the tasks is more like what was
+drawn; captions must name concept and style exactly. The row `oracle` has the right answers in place of the model's, as far as codes can show them. The columns `judge_…` are the
 judge's accuracy on pictures that it never saw: the artists' own ones in the row `real`, the same coded and decoded in
 `oracle`. The folder gets the answers, `results.json` and `results.md`; the last line printed is JSON. A run that was
 stopped goes on where it was. Several GPUs: `accelerate launch` in place of `python`. Needs the extras eval, controls.
@@ -83,6 +83,13 @@ def real_pictures(args: EmojiTasksArguments, rows: dict[str, list[dict]]) -> dic
     return {row["source"]: read_image(row["image"]) for row in pictures if row["source"] in wanted}
 
 
+def written_words(args: EmojiTasksArguments) -> list[str]:
+    """All words that rows of any split write."""
+    splits = load_dataset(args.dataset).select_columns(["task", "kind", "value"]).values()
+    found = (zip(split["task"][:], split["kind"][:], split["value"][:]) for split in splits)
+    return sorted({value for rows in found for task, kind, value in rows if (task, kind) == ("write", "word")})
+
+
 def load_model(args: EmojiTasksArguments):
     if not args.adapters:
         return AutoModelForCausalLM.from_pretrained(args.model)
@@ -125,7 +132,7 @@ def main(args: EmojiTasksArguments) -> None:
     judge, held_out = judge_of(args, processor)  # by all processes, which train it together
     state.wait_for_everyone()
     if state.is_main_process:
-        means = Means(judge, processor, real_pictures(args, rows))
+        means = Means(judge, processor, real_pictures(args, rows), written_words(args))
         measured = {MODEL: {}, **accuracies(judge, held_out, processor)}
         for task, part in rows.items():
             measured[MODEL] |= measure(task, part, run.answered(task, len(part)), means)
