@@ -5,10 +5,12 @@
 Edits are judged by a network that `emoji_judge.py` trains: whether the picture has the style, skin tone, gender or
 colour that was asked for, and still shows the same thing, whatever its gender and colour. Boxes are those of what is
 drawn, and control pictures are made of it again. Words are right if no other word of the tasks is more like what was
-drawn; captions must name concept and style exactly. The row `oracle` has the right answers in place of the model's, as far as codes can show them. The columns `judge_…` are the
-judge's accuracy on pictures that it never saw: the artists' own ones in the row `real`, the same coded and decoded in
-`oracle`. The folder gets the answers, `results.json` and `results.md`; the last line printed is JSON. A run that was
-stopped goes on where it was. Several GPUs: `accelerate launch` in place of `python`. Needs the extras eval, controls.
+drawn; captions must name concept and style exactly. The row `oracle` has the right answers in place of the model's, as
+far as codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never saw: the artists'
+own ones in the row `real`, the same coded and decoded in `oracle`.
+
+The folder gets the answers, `results.json` and `results.md`; the last line printed is JSON. A run that was stopped goes
+on where it was. Several GPUs: `accelerate launch` in place of `python`. Needs the extras `eval` and `controls`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Pictures of words, in fonts that matplotlib ships."""
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -33,7 +33,7 @@ def _fits(word: str, font: str, points: int, size: int) -> bool:
     return right - left <= size * (1 - 2 * MARGIN) and bottom - top <= size / 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(font: str, points: int) -> ImageFont.FreeTypeFont:
     try:
         import matplotlib
