@@ -348,6 +348,7 @@ def test_long_captions_are_measured_by_cider():
 def test_words_are_right_if_no_other_is_more_alike(monkeypatch):
     rows = [{"kind": "word", "value": "fish"}, {"kind": "word", "value": "fish"}, {"kind": "emoji", "value": "OK"}]
     drawn = [write_word(word, FONTS[1], 96).resize((48, 48)).resize((96, 96)) for word in ("fish", "fist")]
+    drawn[0] = drawn[0].rotate(0, translate=(2, -1), fillcolor="white")
     monkeypatch.setattr(emoji_measures, "decoded", lambda answers, processor: [*drawn, rows[2]])
     means = emoji_measures.Means(Oracle(), None, {}, ["road", "fist", "fish", "dish"])
     assert emoji_measures.written(rows, [], means) == {"write_word": [True, False], "write_emoji": [True]}
