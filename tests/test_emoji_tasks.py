@@ -364,13 +364,13 @@ def canvas_of(row: dict) -> Image.Image:
     return canvas
 
 
-def test_captions_are_read_word_by_word(judged):
-    assert judged.read_caption("waving hand with medium-dark skin tone, fluent 3d style") == (
+def test_captions_are_read_word_by_word():
+    assert emoji_measures.read_caption("waving hand with medium-dark skin tone, fluent 3d style") == (
         "waving hand",
         "fluent 3d",
     )
-    assert judged.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
-    assert judged.read_caption("a picture") == ("", "")
+    assert emoji_measures.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
+    assert emoji_measures.read_caption("a picture") == ("", "")
 
 
 @pytest.mark.parametrize("name, kind", [("emoji_tasks", "EmojiTasksArguments"), ("emoji_judge", "EmojiJudgeArguments")])
