@@ -315,9 +315,6 @@ def test_boxes_that_nothing_fills_have_no_overlap():
 class Oracle:
     """Sees what pictures, which are rows, say."""
 
-    def can_judge(self, kind, row):
-        return True
-
     def right(self, kind, rows, pictures):
         return [one == row for one, row in zip(pictures, rows)]
 
@@ -424,6 +421,7 @@ def test_concepts_are_right_whatever_their_colour(reader):
 def test_unseen_concepts_are_right_if_another_picture_of_them_is_nearest(reader):
     judge, (_, goat, *_, sheep) = reader
     assert judge.right("concept", [goat, goat], ["goat", "blue heart"]) == [True, False]
+    assert judge.right("concept", [sheep, goat], ["goat", "goat"]) == [True] and not judge.right("colour", [], [])
     assert judge.can_judge("concept", goat) and not judge.can_judge("concept", sheep)  # of which there is but one
 
 

@@ -114,24 +114,25 @@ class EmojiJudge:
         return label(kind, row, self.toned) in self.judge.classes.get(kind, ())
 
     def right(self, kind: str, rows: Sequence[dict], pictures: Sequence) -> list[bool]:
-        """Which pictures show what their rows say; of concepts, gender and colour do not count."""
-        found, features = self.judge.read(pictures)
+        """
+        Which pictures, of those that can be judged, show what their rows say; of concepts, gender and colour do not
+        count.
+        """
+        shown = [(row, picture) for row, picture in zip(rows, pictures) if self.can_judge(kind, row)]
+        if not shown:
+            return []
+        found, features = self.judge.read([picture for _, picture in shown])
         if kind != CONCEPT:
-            return [one == label(kind, row, self.toned) for one, row in zip(found[kind], rows)]
+            return [one == label(kind, row, self.toned) for one, (row, _) in zip(found[kind], shown)]
         return [
             kin(row) == (one if kin(row) in self.known else self._nearest(row, own))
-            for row, one, own in zip(rows, found[CONCEPT], features)
+            for (row, _), one, own in zip(shown, found[CONCEPT], features)
         ]
 
     def accuracy(self, rows: Sequence[dict], pictures: Sequence) -> dict[str, list[bool]]:
         """By kind, which of the pictures that can be judged are judged right."""
-        found = {}
-        for kind in (CONCEPT, *JUDGED):
-            shown = [index for index, row in enumerate(rows) if self.can_judge(kind, row)]
-            if shown:
-                own = [pictures[index] for index in shown]
-                found[f"judge_{kind}"] = self.right(kind, [rows[index] for index in shown], own)
-        return found
+        found = {f"judge_{kind}": self.right(kind, rows, pictures) for kind in (CONCEPT, *JUDGED)}
+        return {name: values for name, values in found.items() if values}
 
     def _others(self, row: dict) -> list[dict]:
         return [one for one in self.unseen if one["source"] != row["source"]]

@@ -57,17 +57,13 @@ def measure(task: str, rows: list[dict], answers: list, means: Means) -> Metrics
 
 def edits(rows: list[dict], answers: list, means: Means) -> Metrics:
     """Whether the judge sees the attribute that was asked for, and still the concept."""
-    pictures, judge = means.decode(answers), means.judge
-    found = {"edit_attribute": [], "edit_concept": []}
+    pictures, right = means.decode(answers), means.judge.right
+    found = {}
     for kind in sorted({row["kind"] for row in rows}):
-        shown = [index for index, row in enumerate(rows) if row["kind"] == kind and judge.can_judge(kind, row)]
-        if shown:
-            own = [pictures[index] for index in shown]
-            found[f"edit_{kind}"] = judge.right(kind, [rows[index] for index in shown], own)
-            found["edit_attribute"] += found[f"edit_{kind}"]
-    known = [index for index, row in enumerate(rows) if judge.can_judge(CONCEPT, row)]
-    found["edit_concept"] = judge.right(CONCEPT, [rows[index] for index in known], [pictures[index] for index in known])
-    return {name: values for name, values in found.items() if values}
+        shown = [index for index, row in enumerate(rows) if row["kind"] == kind]
+        found[f"edit_{kind}"] = right(kind, [rows[index] for index in shown], [pictures[index] for index in shown])
+    overall = {"edit_attribute": sum(found.values(), []), "edit_concept": right(CONCEPT, rows, pictures)}
+    return {name: values for name, values in (overall | found).items() if values}
 
 
 def no_edits(rows: list[dict], answers: list, means: Means) -> Metrics:
@@ -91,16 +87,14 @@ def controlled(rows: list[dict], answers: list, means: Means) -> Metrics:
 
 
 def written(rows: list[dict], answers: list, means: Means) -> Metrics:
-    """Whether a word is nearer to what was drawn than all other words, and whether an emoji carries its text."""
+    """Whether no word is nearer to what was drawn than the right one, and whether an emoji is one that has its text."""
     drawn, found = means.decode(answers), {}
-    if words := [index for index, row in enumerate(rows) if row["kind"] == "word"]:
+    words, emoji = ([index for index, row in enumerate(rows) if row["kind"] == kind] for kind in ("word", "emoji"))
+    if words:
         read = nearest_words([drawn[index] for index in words], means.words)
         found["write_word"] = [one == rows[index]["value"] for one, index in zip(read, words)]
-    known = [index for index, row in enumerate(rows) if row["kind"] == "emoji" and means.judge.can_judge(CONCEPT, row)]
-    if known:
-        pictures = [drawn[index] for index in known]
-        found["write_emoji"] = means.judge.right(CONCEPT, [rows[index] for index in known], pictures)
-    return found
+    right = means.judge.right(CONCEPT, [rows[index] for index in emoji], [drawn[index] for index in emoji])
+    return found | ({"write_emoji": right} if right else {})
 
 
 def captioned(rows: list[dict], answers: list, means: Means) -> Metrics:
