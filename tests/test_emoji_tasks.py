@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import emoji_corpus as corpus_of
+import emoji_judge
+import emoji_measures
 import emoji_pictures
 import emoji_tasks as recipe
 import numpy as np
@@ -14,12 +16,18 @@ import torch
 import yaml
 from conftest import GRID_SIZE, IMAGE_SIZE, REPOSITORY, draw, load_recipe, small_model
 from datasets import Dataset, load_dataset
+from peft import LoraConfig, get_peft_model
 from PIL import Image
+from trl import TrlParser
 
+from cm3leon_hf.data.tasks import load_tasks
+from cm3leon_hf.data.words import FONTS, write_word
 from cm3leon_hf.evaluation.boxes import drawn_box_iou, drawn_boxes
 from cm3leon_hf.evaluation.instructions import answer_instructions, instruction_prompt
-from cm3leon_hf.evaluation.probes import Probe
+from cm3leon_hf.evaluation.options import asking
+from cm3leon_hf.evaluation.words import nearest_words
 from cm3leon_hf.processing_prompts import CONTROLS
+from cm3leon_hf.training.adapters import TARGETS, save_adapters
 
 STYLES = ("noto", "twemoji")
 HELD_OUT_CONCEPT = "goat"
@@ -49,7 +57,8 @@ ROWS = {
     )
     | {"captioning": 40},
     "heldout_pairs": {"edit/style": 4, "edit/skin_tone": 4, "edit/gender": 2, "edit/colour": 2, "no_edit": 3}
-    | {"canny": 2, "grounded": 3, "captioning": 8, "vqa/name": 3, "reasoning/group": 2, "write/emoji": 2},
+    | {"canny": 2, "grounded": 3, "captioning": 8, "vqa/name": 3, "reasoning/group": 2, "write/emoji": 2}
+    | {"scribble": 2, "segmentation": 2, "long_caption": 2},
     "heldout_concepts": {"edit/style": 2, "no_edit": 2},
 }
 
@@ -266,6 +275,17 @@ def test_prompts_of_rows_are_those_of_the_processor(processor):
         instruction_prompt([None, "a red circle"], 0)
 
 
+def test_questions_of_table_2_are_asked_as_in_training():
+    tasks = yaml.safe_load((REPOSITORY / "recipes/evaluate/table2.yaml").read_text(encoding="utf-8"))["tasks"]
+    template = load_tasks()["vqa2"].templates[0]
+    front, behind = template.format(question="what is it?", answer="|", image="").split(" |")
+    wanted = instruction_prompt([front, " a pig", behind.removesuffix(" <break> "), None], 1)
+    for task in tasks:
+        if task["kind"] in ("vqa", "vizwiz"):
+            assert asking(task["prompt"].format(question="what is it?")) == wanted
+    assert asking("Describe.") == instruction_prompt(["Describe.", " a pig", None], 1)
+
+
 def test_answers_are_what_generate_continues_with(processor):
     model = small_model(max_position_embeddings=256)
     shown = list(range(GRID_SIZE**2))
@@ -292,43 +312,45 @@ def test_boxes_that_nothing_fills_have_no_overlap():
         drawn_box_iou(canvas, [])
 
 
-def test_a_probe_tells_classes_of_unseen_features():
-    rng = np.random.default_rng(0)
-    means = {"red": [4, 0, 0], "blue": [0, 4, 0], "green": [0, 0, 4]}
-    labels = [name for name in means for _ in range(20)]
-    features = np.array([means[name] for name in labels]) + rng.normal(size=(60, 3))
-    probe = Probe(features, labels)
-    assert probe(np.array(list(means.values()), float)) == list(means)
-    for classes in (["red"] * 60, [str(number) for number in range(60)]):
-        with pytest.raises(ValueError, match="more pictures than classes"):
-            Probe(features, classes)
-
-
 class Oracle:
-    """Sees what features, which are rows, say."""
+    """Sees what pictures, which are rows, say."""
 
-    network = None
-    kin = {"red heart": "{} heart", "blue heart": "{} heart", "pig": "pig"}
-
-    def right(self, kind, rows, features):
-        return [one == row for one, row in zip(features, rows)]
+    def right(self, kind, rows, pictures):
+        return [one == row for one, row in zip(pictures, rows)]
 
 
 @pytest.mark.parametrize("is_right", [True, False])
-def test_right_answers_score_one_and_wrong_ones_nothing(built, judged, processor, monkeypatch, is_right):
-    rows = built["heldout_pairs"]
-    monkeypatch.setattr(judged, "features_of", lambda pictures, network: np.array(pictures, dtype=object))
-    for task in ("edit", "no_edit", "grounded", "captioning", "vqa", "reasoning"):
-        part = of_task(rows, task)
-        answers = judged.right_answers(part)
-        if task in ("edit", "grounded"):
-            pictures = [canvas_of(row) if is_right else Image.new("RGB", (96, 96), "white") for row in part]
-            shown = pictures if task == "grounded" else [row if is_right else None for row in part]
-            monkeypatch.setattr(judged, "decoded", lambda answers, processor, shown=shown: shown)
+def test_right_answers_score_one_and_wrong_ones_nothing(built, judged, known, monkeypatch, is_right):
+    real = {row["source"]: row["image"] for _, row in known.values()}
+    for task in ("edit", "no_edit", "grounded", "captioning", "vqa", "reasoning", *emoji_measures.CONTROLS):
+        rows = of_task(built["heldout_pairs"], task)
+        answers = judged.right_answers(rows)
+        if task in ("edit", "grounded", *emoji_measures.CONTROLS):
+            shown = {"edit": lambda row: row, "grounded": canvas_of}.get(task, lambda row: real[row["source"]])
+            wrong = None if task == "edit" else Image.new("RGB", (96, 96) if task == "grounded" else (16, 16), "white")
+            drawn = [shown(row) if is_right else wrong for row in rows]
+            monkeypatch.setattr(emoji_measures, "decoded", lambda answers, processor, drawn=drawn: drawn)
         elif not is_right:
             answers = [[code + 1 for code in one] if task == "no_edit" else f"not {one}, you" for one in answers]
-        for name, values in judged.measure(task, part, answers, processor, Oracle()).items():
+        for name, values in judged.measure(task, rows, answers, judged.Means(Oracle(), None, real, [])).items():
             assert np.mean(values) == pytest.approx(float(is_right), abs=0.1 * is_right), name
+
+
+def test_long_captions_are_measured_by_cider():
+    rows = [{"value": "a noto emoji of pig. It is pink."}, {"value": "a noto emoji of rocket. It is grey."}]
+    said = [rows[0]["value"], "nothing at all"]
+    assert emoji_measures.described(rows, said, None)["long_caption_cider"] == pytest.approx([10, 0], abs=1e-6)
+
+
+def test_words_are_right_if_no_other_is_more_alike(monkeypatch):
+    rows = [{"kind": "word", "value": "fish"}, {"kind": "word", "value": "fish"}, {"kind": "emoji", "value": "OK"}]
+    drawn = [write_word(word, FONTS[1], 96).resize((48, 48)).resize((96, 96)) for word in ("fish", "fist")]
+    drawn[0] = drawn[0].rotate(0, translate=(2, -1), fillcolor="white")
+    monkeypatch.setattr(emoji_measures, "decoded", lambda answers, processor: [*drawn, rows[2]])
+    means = emoji_measures.Means(Oracle(), None, {}, ["road", "fist", "fish", "dish"])
+    assert emoji_measures.written(rows, [], means) == {"write_word": [True, False], "write_emoji": [True]}
+    with pytest.raises(ValueError, match="got none"):
+        nearest_words(drawn, [])
 
 
 def canvas_of(row: dict) -> Image.Image:
@@ -339,54 +361,134 @@ def canvas_of(row: dict) -> Image.Image:
     return canvas
 
 
-def test_captions_are_read_word_by_word(judged):
-    assert judged.read_caption("waving hand with medium-dark skin tone, fluent 3d style") == (
+def test_captions_are_read_word_by_word():
+    assert emoji_measures.read_caption("waving hand with medium-dark skin tone, fluent 3d style") == (
         "waving hand",
         "fluent 3d",
     )
-    assert judged.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
-    assert judged.read_caption("a picture") == ("", "")
+    assert emoji_measures.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
+    assert emoji_measures.read_caption("a picture") == ("", "")
 
 
-def test_concepts_are_right_whatever_their_colour(judged):
-    rows = [
-        {"concept": concept, "kin": kin, "style": style, "skin_tone": "", "gender": "", "colour": colour}
-        for concept, kin, colour in (
-            ("red heart", "{} heart", "red"),
-            ("blue heart", "{} heart", "blue"),
-            ("pig", "", ""),
-        )
-        for style in STYLES
+@pytest.mark.parametrize("name, kind", [("emoji_tasks", "EmojiTasksArguments"), ("emoji_judge", "EmojiJudgeArguments")])
+def test_the_yaml_is_read_by_its_script(name, kind):
+    parser = TrlParser(getattr(load_recipe(f"evaluate/{name}.py"), kind))
+    (arguments,) = parser.parse_args_and_config(["--config", str(REPOSITORY / f"recipes/evaluate/{name}.yaml")])
+    assert arguments.dataset == "data/emoji-tasks" and arguments.corpus == "data/emoji"
+
+
+CONCEPTS = {"red heart": ("{} heart", "red"), "blue heart": ("{} heart", "blue"), "pig": ("", ""), "goat": ("", "")}
+PLACES = {"red heart": [1, 0, 0], "blue heart": [0, 1, 0], "pig": [0, 0, 1], "goat": [0, 0.6, 0.8]}
+
+
+class Reader:
+    """Reads pictures that are concepts; a goat is nothing that it knows."""
+
+    classes = {"concept": ["pig", "{} heart"], "colour": ["blue", "red"]}
+
+    def read(self, pictures):
+        shown = [CONCEPTS[one] for one in pictures]
+        found = {"concept": [kin or "pig" for kin, _ in shown], "colour": [colour or "red" for _, colour in shown]}
+        return found, np.array([PLACES[one] for one in pictures])
+
+
+def shown_concepts(*concepts: str) -> list[dict]:
+    return [
+        {"concept": one, "kin": CONCEPTS[one][0], "style": "", "skin_tone": "", "gender": "", "source": str(number)}
+        | {"colour": CONCEPTS[one][1]}
+        for number, one in enumerate(concepts)
     ]
-    place = {"red heart": 0.0, "blue heart": 1.0, "pig": 5.0}
-    features = np.array([[place[row["concept"]], row["style"] == "noto"] for row in rows]) + 0.01 * np.eye(6, 2)
-    judge = judged.Judge(rows, features, None)
-    assert "skin_tone" not in judge.probes
-    asked = [rows[0], rows[0], rows[4]]
-    assert judge.right("concept", asked, np.array([[0.0, 1], [1.0, 1], [0.0, 1]])) == [True, True, False]
-    assert judge.right("colour", asked[:2], np.array([[0.0, 1], [1.0, 1]])) == [True, False]
 
 
-def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(
-    built, config, judged, processor, small_clip, tmp_path, capsys, monkeypatch
-):
+@pytest.fixture
+def reader(monkeypatch):
+    """A judge of two known concepts and, in four pictures, two unknown ones."""
+    rows = shown_concepts("red heart", "goat", "goat", "goat")
+    rows[3] |= {"concept": "sheep"}
+    monkeypatch.setattr(emoji_judge.Shown, "pictures", lambda self: [one["cell"] for one in self.cells])
+    cells = [{"cell": "red heart"}, {"cell": "goat"}, {"cell": "goat"}, {"cell": "blue heart"}]
+    return emoji_judge.EmojiJudge(Reader(), set(), emoji_judge.Shown(rows, cells)), rows
+
+
+def test_concepts_are_right_whatever_their_colour(reader):
+    judge, asked = reader[0], shown_concepts("red heart", "red heart", "pig")
+    assert judge.right("concept", asked, ["red heart", "blue heart", "red heart"]) == [True, True, False]
+    assert judge.right("colour", asked[:2], ["red heart", "blue heart"]) == [True, False]
+    assert judge.can_judge("colour", asked[0]) and not judge.can_judge("colour", asked[2])
+    assert not judge.can_judge("style", asked[0])
+
+
+def test_unseen_concepts_are_right_if_another_picture_of_them_is_nearest(reader):
+    judge, (_, goat, *_, sheep) = reader
+    assert judge.right("concept", [goat, goat], ["goat", "blue heart"]) == [True, False]
+    assert judge.right("concept", [sheep, goat], ["goat", "goat"]) == [True] and not judge.right("colour", [], [])
+    assert judge.can_judge("concept", goat) and not judge.can_judge("concept", sheep)  # of which there is but one
+
+
+def test_skin_tones_are_told_apart_only_where_there_are_any():
+    row = {"concept": "thumbs up", "skin_tone": ""}
+    assert emoji_judge.label("skin_tone", row, {"thumbs up"}) and not emoji_judge.label("skin_tone", row, set())
+    assert not emoji_judge.label("skin_tone", row | {"skin_tone": "light and dark"}, {"thumbs up"})
+
+
+@pytest.fixture(scope="module")
+def values(built, config, processor, tmp_path_factory) -> dict:
+    """Of the recipe, for a tiny model and judge."""
     if not Path(config.out).exists():
         recipe.main(config)
-    model, folder = small_model(max_position_embeddings=512), str(tmp_path / "model")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    folder = str(tmp_path_factory.mktemp("evaluation"))
+    small_model(max_position_embeddings=512).save_pretrained(f"{folder}/model")
+    processor.save_pretrained(f"{folder}/model")
+    training = {"decoded": 4, "training": {"size": 32, "views": 64, "batch_size": 16}}
     generate = {"draw": {"guidance_scale": 1.0, "do_sample": True}, "write": {"max_new_tokens": 4}}
-    values = {"model": folder, "dataset": config.out, "corpus": config.corpus, "out": str(tmp_path / "run")}
-    values |= {"clip_model": small_clip, "generate": generate, "batch_size": 4, "resamples": 5}
+    generate |= {"no_edit": {"guidance_scale": 1.0, "do_sample": False}}
+    found = {"model": f"{folder}/model", "dataset": config.out, "corpus": config.corpus, "judge": f"{folder}/judge"}
+    return found | {"judge_training": training, "generate": generate, "batch_size": 4, "resamples": 5}
+
+
+def run_recipe(judged, capsys, values: dict) -> dict:
     judged.main(judged.EmojiTasksArguments(**values))
-    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(judged, values, tmp_path, capsys, monkeypatch):
+    values = values | {"out": str(tmp_path / "run")}
+    found = run_recipe(judged, capsys, values)
     wanted = {"edit_attribute", "edit_concept", "box_iou", "caption_concept", "caption_style", "vqa_accuracy"}
+    wanted |= {"canny_edge_f1", "scribble_edge_f1", "segmentation_iou", "write_emoji"}
     for name in wanted | {"no_edit_codes_kept"}:
         assert 0 <= found[name]["low"] <= found[name]["value"] <= found[name]["high"] <= 1, name
     assert found["oracle"]["caption_concept"]["value"] == found["oracle"]["no_edit_codes_kept"]["value"] == 1
-    assert {"judge_style", "judge_concept"} <= set(found["real"])
+    assert found["oracle"]["long_caption_cider"]["value"] == pytest.approx(10)
+    for row in ("real", "oracle"):
+        assert {"judge_style", "judge_concept"} <= set(found[row])
     monkeypatch.setattr(judged, "answer_instructions", print)  # which would answer nothing: everything is there
-    judged.main(judged.EmojiTasksArguments(**values))
-    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == found
+    monkeypatch.setattr(emoji_judge, "train_judge", print)  # so is the judge
+    assert run_recipe(judged, capsys, values) == found
     with pytest.raises(ValueError, match=r"got \['sing'\]"):
         judged.main(judged.EmojiTasksArguments(**values | {"tasks": ["sing"]}))
+
+
+def test_edits_of_unseen_concepts_are_judged(judged, values, tmp_path, capsys):
+    found = run_recipe(judged, capsys, values | {"out": str(tmp_path), "split": "heldout_concepts"})
+    assert {"edit_attribute", "edit_concept", "no_edit_codes_kept"} <= set(found)
+    assert {"judge_concept", "judge_style"} <= set(found["real"])
+
+
+def test_adapters_answer_in_place_of_their_base(judged, values, processor, tmp_path, capsys):
+    values = values | {"tasks": ["no_edit"]}
+    torch.manual_seed(0)
+    base = judged.AutoModelForCausalLM.from_pretrained(values["model"])
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False))
+    save_adapters(tuned, processor, str(tmp_path / "adapters"), {})
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    processor.save_pretrained(tmp_path / "merged")
+
+    def answers(name: str, **changes) -> list:
+        run_recipe(judged, capsys, values | {"out": str(tmp_path / name)} | changes)
+        return [path.read_text() for path in sorted((tmp_path / name / "answered" / "no_edit").iterdir())]
+
+    tuned = answers("with", adapters=str(tmp_path / "adapters"))
+    assert tuned == answers("whole", model=str(tmp_path / "merged")) != answers("without")
+    with pytest.raises(ValueError, match="load that base"):
+        answers("other", model=str(tmp_path / "merged"), adapters=str(tmp_path / "adapters"))

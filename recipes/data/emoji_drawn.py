@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from emoji_corpus import Picture, by, spread
-from emoji_pictures import CONTROLS, SIDES, compose, write_word
+from emoji_pictures import CONTROLS, SIDES, compose
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from cm3leon_hf.data.tokenization import ImageTokenizer
+from cm3leon_hf.data.words import FONTS, write_word
 
 CANVAS, WORD = "canvas", "word"
 ROWS_PER_FILE, BATCH = 256, 32
@@ -69,9 +70,9 @@ def plan_controls(pictures: list[Picture], kind: str, count: int, rng: np.random
     return [Plan(kind, (one.index,)) for one in chosen]
 
 
-def plan_words(words: list[str], fonts: list[str], count: int, rng: np.random.Generator) -> list[Plan]:
+def plan_words(words: list[str], count: int, rng: np.random.Generator) -> list[Plan]:
     """Words in fonts, each word in one font before any is in two."""
-    written = [(word, font) for word in sorted(words) for font in fonts]
+    written = [(word, font) for word in sorted(words) for font in FONTS]
     return [Plan(WORD, (), *one) for one in spread(written, lambda one: one[0], count, rng)]
 
 

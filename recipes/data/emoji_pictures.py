@@ -1,21 +1,13 @@
-"""Pictures that the emoji tasks need besides the corpus' own: cut-out drawings, canvases of several, written words."""
+"""Pictures that the emoji tasks need besides the corpus' own: cut-out drawings, canvases of several."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
-
-import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from cm3leon_hf.data.controls import Canny, Control, Scribble
+from cm3leon_hf.data.controls import Canny, Foreground, Scribble, foreground
 
-NEAR_WHITE = 245  # darkest channel of a pixel that may be background
 TRIES = 200  # random places tried before a canvas is begun anew
 CANVAS = 96  # side of a canvas that these pixels are for
 GAP = 3  # between two drawings
-MARGIN = 4  # left and right of a word
 SIDES = {2: (38, 56), 3: (32, 46)}  # the longer side of each of so many drawings
 COLOURS = {
     "black": (25, 25, 25),
@@ -35,24 +27,6 @@ COLOURS = {
 }
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the ends not included
-
-
-def foreground(picture: Image.Image) -> np.ndarray:
-    """Where a picture on white shows something, `(height, width)`: all but the white that reaches the border."""
-    white = (np.asarray(picture.convert("RGB")).min(axis=2) >= NEAR_WHITE).astype(np.uint8)
-    around = np.pad(white, 1, constant_values=1)
-    cv2.floodFill(around, None, (0, 0), 2)
-    return around[1:-1, 1:-1] != 2
-
-
-@dataclass(eq=False)
-class Foreground(Control):
-    """A segmentation map of two classes, for pictures on white: what they show, white on black."""
-
-    name: ClassVar[str] = "segmentation"
-
-    def draw(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        return [Image.fromarray(foreground(picture)).convert("L") for picture in pictures]
 
 
 CONTROLS = {control.name: control for control in (Canny(), Scribble(edges=Canny()), Foreground())}
@@ -109,21 +83,6 @@ def place(sizes: list[tuple[int, int]], size: int, rng: np.random.Generator) -> 
 def apart(one: Box, other: Box, gap: float) -> bool:
     across = one[0] >= other[2] + gap or other[0] >= one[2] + gap
     return across or one[1] >= other[3] + gap or other[1] >= one[3] + gap
-
-
-def write_word(word: str, font: str, size: int) -> Image.Image:
-    """A word in black on white, as large as fits; `font` is a file among those that matplotlib ships."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
-    points = next(points for points in range(size, 0, -1) if fits(word, path, points, size))
-    picture = Image.new("RGB", (size, size), "white")
-    centre = (size / 2, size / 2)
-    ImageDraw.Draw(picture).text(centre, word, fill="black", font=ImageFont.truetype(path, points), anchor="mm")
-    return picture
-
-
-def fits(word: str, path: Path, points: int, size: int) -> bool:
-    left, top, right, bottom = ImageFont.truetype(path, points).getbbox(word)
-    return right - left <= size * (1 - 2 * MARGIN / CANVAS) and bottom - top <= size / 2
 
 
 def dominant_colours(picture: Image.Image, share: float, most: int) -> list[str]:

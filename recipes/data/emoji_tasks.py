@@ -75,7 +75,6 @@ class EmojiTasksConfig:
     wordings: dict = field(metadata={"help": "What is asked for, by task (in the YAML)."})
     groups: dict = field(metadata={"help": "How groups are called (in the YAML)."})
     written: dict = field(metadata={"help": "What is written on emoji, by concept (in the YAML)."})
-    fonts: list[str] = field(metadata={"help": "Files of the fonts that matplotlib ships."})
     context: str = field(metadata={"help": "Of questions with options."})
     no_skin_tone: str = field(metadata={"help": "How edits call emoji without one."})
     longest_word: int = field(default=5, metadata={"help": "Letters of a word that is drawn."})
@@ -114,7 +113,7 @@ def plans(split: str, pictures: dict[str, list[Picture]], config: EmojiTasksConf
         found[CANVAS] = plan_canvases(pictures[split], wanted["grounded"], seeded(CANVAS))
     if f"write/{WORD}" in wanted:
         words = words_by_split(pictures, config)[split]
-        found[WORD] = plan_words(words, config.fonts, wanted[f"write/{WORD}"], seeded(WORD))
+        found[WORD] = plan_words(words, wanted[f"write/{WORD}"], seeded(WORD))
     return found
 
 

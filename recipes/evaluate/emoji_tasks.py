@@ -2,44 +2,38 @@
 
     python recipes/evaluate/emoji_tasks.py --config recipes/evaluate/emoji_tasks.yaml --model MODEL [--adapters FOLDER]
 
-Edits are judged by probes of a CLIP's features, trained on the real pictures of the training split: whether the picture
-has the style, skin tone, gender or colour that was asked for, and still shows the same thing, whatever its gender and
-colour. Boxes are those of what is drawn; captions must name concept and style exactly. The row `oracle` has the right
-answers in place of the model's, as far as codes can show them, and `real` is the probes' accuracy on the artists' own
-pictures. The folder gets the answers, `results.json` and `results.md`; the last line printed is JSON. A run that was
-stopped goes on where it was. Several GPUs: `accelerate launch` in place of `python`.
+Edits are judged by a network that `emoji_judge.py` trains: whether the picture has the style, skin tone, gender or
+colour that was asked for, and still shows the same thing, whatever its gender and colour. Boxes are those of what is
+drawn, and control pictures are made of it again. Words are right if no other word of the tasks is more like what was
+drawn; captions must name concept and style exactly. The row `oracle` has the right answers in place of the model's, as
+far as codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never saw: the artists'
+own ones in the row `real`, the same coded and decoded in `oracle`.
+
+The folder gets the answers, `results.json` and `results.md`; the last line printed is JSON. A run that was stopped goes
+on where it was. Several GPUs: `accelerate launch` in place of `python`. Needs the extras `eval` and `controls`.
 """
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
+from emoji_judge import ORACLE, EmojiJudge, EmojiJudgeArguments, Shown, accuracies, judge_for
+from emoji_measures import CONTROLS, Means, measure
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
-from cm3leon_hf import default_clip, default_model
-from cm3leon_hf.evaluation.boxes import drawn_box_iou
-from cm3leon_hf.evaluation.features import load_network
-from cm3leon_hf.evaluation.image_to_text import short
+from cm3leon_hf import default_model
 from cm3leon_hf.evaluation.instructions import answer_instructions, is_drawn
 from cm3leon_hf.evaluation.intervals import measure_mean
-from cm3leon_hf.evaluation.probes import Probe, features_of
-from cm3leon_hf.evaluation.results import REAL, entry, markdown_table, write_results
+from cm3leon_hf.evaluation.results import entry, markdown_table, write_results
 from cm3leon_hf.evaluation.runs import Run
+from cm3leon_hf.images import read_image
 from cm3leon_hf.retrieval.encoder import fingerprint
 
-MODEL, ORACLE = "model", "oracle"
-CAPTION = re.compile(r"(?P<subject>.*), (?P<style>.*) style")
-SKIN_TONE = re.compile(r" with [a-z -]+ skin tones?$")
-JUDGED = ("style", "skin_tone", "gender", "colour")
-CONCEPT = "concept"
+MODEL = "model"
 
 
 @dataclass
@@ -50,7 +44,8 @@ class EmojiTasksArguments:
     corpus: str = field(default="data/emoji", metadata={"help": "Folder of the emoji data set."})
     split: str = field(default="heldout_pairs", metadata={"help": "Split to evaluate on."})
     out: str = field(default="runs/evaluate-emoji-tasks", metadata={"help": "Folder of the run."})
-    clip_model: str = field(default="", metadata={"help": "CLIP whose features are judged; the shipped one."})
+    judge: str = field(default="runs/emoji-judge", metadata={"help": "Folder of judges; what is missing is trained."})
+    judge_training: dict = field(default_factory=dict, metadata={"help": "`decoded` and `training` (in the YAML)."})
     generate: dict = field(default_factory=dict, metadata={"help": "Arguments of `generate` by task (in the YAML)."})
     tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks to evaluate; all by default."})
     count: int = field(default=0, metadata={"help": "First rows of each task; all by default."})
@@ -70,102 +65,6 @@ class EmojiTasksArguments:
         return found
 
 
-class Judge:
-    """
-    Probes of pictures.
-
-    Args:
-        rows (`Sequence[dict]`): What the real pictures show.
-        features (`np.ndarray` of shape `(rows, dimension)`): Theirs.
-        network ([`FeatureNetwork`]): Made them.
-    """
-
-    def __init__(self, rows: Sequence[dict], features: np.ndarray, network):
-        self.network = network
-        self.kin = {row[CONCEPT]: row["kin"] or row[CONCEPT] for row in rows}
-        self.toned = {row[CONCEPT] for row in rows if row["skin_tone"]}
-        self.probes = {}
-        for kind in (CONCEPT, *JUDGED):
-            shown = [index for index, row in enumerate(rows) if self.can_judge(kind, row)]
-            if len({rows[index][kind] for index in shown}) > 1:
-                self.probes[kind] = Probe(features[shown], [rows[index][kind] for index in shown])
-
-    def can_judge(self, kind: str, row: dict) -> bool:
-        """Whether a row's picture has an attribute of this kind: only some have skin tones, genders or colours."""
-        if kind == "skin_tone":
-            return row[CONCEPT] in self.toned and " and " not in row[kind]
-        return bool(row[kind])
-
-    def right(self, kind: str, rows: Sequence[dict], features: np.ndarray) -> list[bool]:
-        """Which pictures show what their rows say; of concepts, gender and colour do not count."""
-        found = self.probes[kind](features)
-        if kind != CONCEPT:
-            return [one == row[kind] for one, row in zip(found, rows)]
-        return [self.kin[one] == (row["kin"] or row[CONCEPT]) for one, row in zip(found, rows)]
-
-    def accuracy(self, rows: Sequence[dict], features: np.ndarray) -> dict[str, list[bool]]:
-        """By kind, which of the pictures that can be judged are judged right."""
-        found = {}
-        for kind in self.probes:
-            shown = [index for index, row in enumerate(rows) if self.can_judge(kind, row)]
-            if shown:
-                found[f"judge_{kind}"] = self.right(kind, [rows[index] for index in shown], features[shown])
-        return found
-
-
-def measure(task: str, rows: list[dict], answers: list, processor, judge: Judge) -> dict[str, list[float]]:
-    """The task's metrics, a value for each row."""
-    if task == "edit":
-        return measure_edits(rows, decoded(answers, processor), judge)
-    if task == "no_edit":
-        kept = np.array(answers) == np.array([row["codes"][row["answer"]] for row in rows])
-        return {"no_edit_codes_kept": kept.mean(axis=1).tolist()}
-    if task == "grounded":
-        drawn = decoded(answers, processor)
-        return {"box_iou": [drawn_box_iou(one, row["boxes"]).mean() for one, row in zip(drawn, rows)]}
-    if task == "captioning":
-        said = [read_caption(text) for text in answers]
-        return {
-            "caption_concept": [one == row[CONCEPT] for (one, _), row in zip(said, rows)],
-            "caption_style": [style == row["style"] for (_, style), row in zip(said, rows)],
-        }
-    if task == "vqa":
-        right = [short(text).casefold() == row["value"].casefold() for text, row in zip(answers, rows)]
-        return {"vqa_accuracy": right} | by_kind("vqa", rows, right)
-    if task == "reasoning":
-        return {"reasoning_accuracy": [short(text).endswith(row["value"]) for text, row in zip(answers, rows)]}
-    return {}
-
-
-def measure_edits(rows: list[dict], pictures: list, judge: Judge) -> dict[str, list[float]]:
-    features = features_of(pictures, judge.network)
-    reached = [False] * len(rows)
-    for kind in {row["kind"] for row in rows}:
-        shown = [index for index, row in enumerate(rows) if row["kind"] == kind]
-        for index, right in zip(shown, judge.right(kind, [rows[index] for index in shown], features[shown])):
-            reached[index] = right
-    found = {"edit_attribute": reached, "edit_concept": judge.right(CONCEPT, rows, features)}
-    return found | by_kind("edit", rows, reached)
-
-
-def by_kind(name: str, rows: list[dict], values: list) -> dict[str, list]:
-    kinds = sorted({row["kind"] for row in rows})
-    return {f"{name}_{kind}": [one for one, row in zip(values, rows) if row["kind"] == kind] for kind in kinds}
-
-
-def read_caption(text: str) -> tuple[str, str]:
-    """Concept and style of a caption; empty if it is not worded as the canonical one."""
-    found = CAPTION.fullmatch(text)
-    return (SKIN_TONE.sub("", found["subject"]), found["style"]) if found else ("", "")
-
-
-def decoded(answers: list[list[int]], processor, batch_size: int = 64) -> list:
-    """Pictures of codes."""
-    device = processor.vqgan.device
-    batches = torch.tensor(answers).split(batch_size)
-    return [picture for batch in batches for picture in processor.decode_images(batch.to(device))]
-
-
 def right_answers(rows: list[dict]) -> list:
     return [row["codes"][row["answer"]] if is_drawn(row) else row["texts"][row["answer"]].strip() for row in rows]
 
@@ -179,14 +78,18 @@ def rows_by_task(args: EmojiTasksArguments) -> dict[str, list[dict]]:
     return {task: rows[task][: args.count or None] for task in args.tasks or sorted(rows)}
 
 
-def real_pictures(args: EmojiTasksArguments, split: str) -> tuple[list[dict], Dataset]:
-    """What the captioning rows of a split say of pictures, and these pictures."""
-    columns = (CONCEPT, "kin", "source", *JUDGED)
-    rows = load_dataset(args.dataset, split=split).select_columns(["task", *columns])
-    rows = [row for row in rows if row["task"] == "captioning"]
-    pictures = load_dataset(args.corpus, split=split)
-    place = {source: index for index, source in enumerate(pictures["source"])}
-    return rows, pictures.select([place[row["source"]] for row in rows])
+def real_pictures(args: EmojiTasksArguments, rows: dict[str, list[dict]]) -> dict:
+    """The artists' pictures by source, as far as control pictures were made of them."""
+    wanted = {row["source"] for task in CONTROLS for row in rows.get(task, ())}
+    pictures = load_dataset(args.corpus, split=args.split) if wanted else ()
+    return {row["source"]: read_image(row["image"]) for row in pictures if row["source"] in wanted}
+
+
+def written_words(args: EmojiTasksArguments) -> list[str]:
+    """All words that rows of any split write."""
+    splits = load_dataset(args.dataset).select_columns(["task", "kind", "value"]).values()
+    found = (zip(split["task"][:], split["kind"][:], split["value"][:]) for split in splits)
+    return sorted({value for rows in found for task, kind, value in rows if (task, kind) == ("write", "word")})
 
 
 def load_model(args: EmojiTasksArguments):
@@ -197,12 +100,10 @@ def load_model(args: EmojiTasksArguments):
     return load_adapters(args.adapters, args.model).merge_and_unload()
 
 
-def judge_of(args: EmojiTasksArguments, device) -> tuple[Judge, dict[str, list[bool]]]:
-    """The judge, and which real pictures of the split it judges right."""
-    network = load_network(f"open_clip:{args.clip_model or default_clip()}", device=device)
-    (rows, real), (held_out, unseen) = real_pictures(args, "train"), real_pictures(args, args.split)
-    judge = Judge(rows, features_of(real["image"], network), network)
-    return judge, judge.accuracy(held_out, features_of(unseen["image"], network))
+def judge_of(args: EmojiTasksArguments, processor) -> tuple[EmojiJudge, Shown]:
+    """The judge, trained if that is not done, and the split's pictures that it is measured on."""
+    wanted = {name: getattr(args, name) for name in ("dataset", "corpus", "model", "split")}
+    return judge_for(EmojiJudgeArguments(out=args.judge, **wanted, **args.judge_training), processor)
 
 
 def report(args: EmojiTasksArguments, measured: dict[str, dict], facts: dict) -> None:
@@ -230,13 +131,14 @@ def main(args: EmojiTasksArguments) -> None:
     for task, part in rows.items():
         make = partial(answer_instructions, model=model, processor=processor, arguments=asked[task])
         run.answer(task, part, make)
+    judge, held_out = judge_of(args, processor)  # by all processes, which train it together
     state.wait_for_everyone()
     if state.is_main_process:
-        judge, real = judge_of(args, state.device)
-        measured = {MODEL: {}, ORACLE: {}, REAL: real}
+        means = Means(judge, processor, real_pictures(args, rows), written_words(args))
+        measured = {MODEL: {}, **accuracies(judge, held_out, processor)}
         for task, part in rows.items():
-            measured[MODEL] |= measure(task, part, run.answered(task, len(part)), processor, judge)
-            measured[ORACLE] |= measure(task, part, right_answers(part), processor, judge)
+            measured[MODEL] |= measure(task, part, run.answered(task, len(part)), means)
+            measured[ORACLE] |= measure(task, part, right_answers(part), means)
         report(args, measured, facts | {f"rows of {task}": len(part) for task, part in rows.items()})
 
 

@@ -17,6 +17,8 @@ from . import controls_extra as extra
 from .controls_models import HED, Depth, Normal, Pose, Segmentation
 from .controls_rows import Annotator, Control, annotated
 
+NEAR_WHITE = 245  # darkest channel of a pixel that may be background
+
 
 @dataclass(eq=False)
 class Canny(Control):
@@ -67,6 +69,24 @@ class Scribble(Control):
         disc = extra.cv2.getStructuringElement(extra.cv2.MORPH_ELLIPSE, (width, width))
         thick = extra.cv2.dilate((edge > self.threshold).astype(np.uint8), disc)
         return extra.skeletonize(thick > 0).astype(np.uint8) * 255
+
+
+@dataclass(eq=False)
+class Foreground(Control):
+    """A segmentation map of two classes, for pictures on white: what they show, white on black."""
+
+    name: ClassVar[str] = "segmentation"
+
+    def draw(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        return [Image.fromarray(foreground(picture)).convert("L") for picture in pictures]
+
+
+def foreground(picture: Image.Image) -> np.ndarray:
+    """Where a picture on white shows something, `(height, width)`: all but the white that reaches the border."""
+    white = (np.asarray(picture.convert("RGB")).min(axis=2) >= NEAR_WHITE).astype(np.uint8)
+    around = np.pad(white, 1, constant_values=1)
+    extra.cv2.floodFill(around, None, (0, 0), 2)
+    return around[1:-1, 1:-1] != 2
 
 
 @dataclass(eq=False)
@@ -134,9 +154,11 @@ __all__ = [
     "Canny",
     "Control",
     "Depth",
+    "Foreground",
     "Normal",
     "Pose",
     "Scribble",
     "Segmentation",
     "annotated",
+    "foreground",
 ]

@@ -23,7 +23,8 @@ class Task:
         kind (`str`): `"captions"` (CIDEr and ROUGE-L), `"vqa"` (accuracy; VQA2 and OKVQA), `"vizwiz"` (accuracy, for
             unanswerable questions apart too) or `"visdial"` (NDCG).
         dataset, split (`str`): What `load_dataset` reads: a hub name or a local folder.
-        prompt (`str`): What stands in front of the picture, with columns in braces, as in `"Question: {question}"`.
+        prompt (`str`): What stands in front of the picture, with columns in braces, and `<mask>` where the answer goes
+            unless it comes last, as in `"Question: {question} Answer:<mask>."`.
         image (`str`): Column with the picture.
         references (`str`): Column with the captions, or the ten answers: texts, or `{"answer": text}`.
         answer_type (`str`): Column with VizWiz's type of answer.

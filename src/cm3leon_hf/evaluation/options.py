@@ -7,8 +7,20 @@ import torch
 from PIL import Image
 
 from ..processing_prompts import IMAGE_TO_TEXT
+from ..vocabulary import MASK
 
 BATCH = 25  # options at a time
+
+
+def asking(prompt: str) -> str:
+    """
+    A prompt whose continuation is a text about a picture (section 2.2).
+
+    Args:
+        prompt (`str`): What stands in front of the picture. A `<mask>` in it is the text's place; without one, the text
+            comes last.
+    """
+    return prompt + (IMAGE_TO_TEXT.removeprefix(MASK) if MASK in prompt else IMAGE_TO_TEXT)
 
 
 @torch.no_grad()
@@ -22,7 +34,7 @@ def score_options(
 
     Args:
         picture (`PIL.Image.Image`): What is asked about.
-        prompt (`str`): What stands in front of the picture.
+        prompt (`str`): See [`asking`].
         options (`Sequence[str]`): Answers.
         model ([`CM3LeonForCausalLM`]): Scores.
         processor ([`CM3LeonProcessor`]): Makes ids.
@@ -33,7 +45,7 @@ def score_options(
     """
     if not options or not all(option.strip() for option in options):
         raise ValueError("expected options that are not empty, got an empty one or none; leave it out")
-    ids = processor(text=f"{prompt}{IMAGE_TO_TEXT}", images=picture)["input_ids"].to(model.device)
+    ids = processor(text=asking(prompt), images=picture)["input_ids"].to(model.device)
     end = [processor.vocabulary.eos_id]
     said = [processor.tokenizer(f" {one.strip()}", add_special_tokens=False)["input_ids"] + end for one in options]
     longest = ids.shape[1] + max(map(len, said))
@@ -60,4 +72,4 @@ def _score(begun, said: list[list[int]], model, pad: int) -> list[float]:
     return ((paid * kept).sum(1) / lengths).tolist()
 
 
-__all__ = ["score_options"]
+__all__ = ["asking", "score_options"]

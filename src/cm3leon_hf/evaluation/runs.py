@@ -10,9 +10,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BatchFeature, set_seed
 
-from ..processing_prompts import IMAGE_TO_TEXT, behind_retrieved
+from ..processing_prompts import behind_retrieved
 from .files import atomic, check_as_many, read_pictures
-from .options import score_options
+from .options import asking, score_options
 from .reranking import draw_candidates, rank
 from .settings import Setting
 
@@ -256,12 +256,12 @@ def writing_prompts(
 
     Args:
         pictures (`list[PIL.Image.Image]`): What to write about.
-        prompts (`Sequence[str]`): What stands in front of each.
+        prompts (`Sequence[str]`): See [`~cm3leon_hf.evaluation.options.asking`].
         processor ([`CM3LeonProcessor`]): Makes ids.
         retrieved (`list[list[dict]]`): Documents for each picture, the best first.
         max_length (`int`): Ids that fit; see [`~cm3leon_hf.processing_prompts.behind_retrieved`].
     """
-    plain = processor(text=[f"{prompt}{IMAGE_TO_TEXT}" for prompt in prompts], images=pictures)
+    plain = processor(text=[asking(prompt) for prompt in prompts], images=pictures)
     rows = [
         behind_retrieved([processor.document_ids(one) for one in found], ids[mask.bool()].tolist(), max_length)
         for found, ids, mask in zip(retrieved, plain["input_ids"], plain["attention_mask"])
