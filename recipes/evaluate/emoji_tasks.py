@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from accelerate import PartialState
 from datasets import load_dataset
 from emoji_judge import ORACLE, EmojiJudge, EmojiJudgeArguments, Shown, accuracies, judge_for
 from emoji_measures import CONTROLS, Means, measure
@@ -28,6 +27,7 @@ from trl import TrlParser
 from cm3leon_hf import default_model
 from cm3leon_hf.evaluation.instructions import answer_instructions, is_drawn
 from cm3leon_hf.evaluation.intervals import measure_mean
+from cm3leon_hf.evaluation.processes import start_processes
 from cm3leon_hf.evaluation.results import entry, markdown_table, write_results
 from cm3leon_hf.evaluation.runs import Run
 from cm3leon_hf.images import read_image
@@ -120,7 +120,7 @@ def report(args: EmojiTasksArguments, measured: dict[str, dict], facts: dict) ->
 
 def main(args: EmojiTasksArguments) -> None:
     args.model = args.model or default_model()
-    state, rows = PartialState(), rows_by_task(args)
+    state, rows = start_processes(), rows_by_task(args)
     model = load_model(args).eval()
     asked = {task: args.arguments(task, is_drawn(part[0])) for task, part in rows.items()}
     facts = {"model": f"{Path(args.model).name}@{fingerprint(model)}", "adapters": args.adapters, "split": args.split}

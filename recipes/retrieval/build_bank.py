@@ -13,10 +13,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
 from datasets import load_dataset
 from trl import TrlParser
 
+from cm3leon_hf.evaluation.processes import start_processes
 from cm3leon_hf.retrieval.building import undecoded, write_shards
 from cm3leon_hf.retrieval.documents import PUBLIC
 from cm3leon_hf.retrieval.encoder import CLIPEncoder
@@ -57,7 +57,7 @@ def documents(rows, columns: dict):
 
 
 def main(args: BankArguments) -> None:
-    process = PartialState()
+    process = start_processes()
     encoder = CLIPEncoder(args.clip_model, args.clip_weights, device=process.device, batch_size=args.batch_size)
     rows = documents(load_dataset(args.dataset, split=args.split, streaming=args.streaming), args.columns)
     start = time.perf_counter()
