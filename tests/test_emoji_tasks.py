@@ -9,6 +9,7 @@ import emoji_corpus as corpus_of
 import emoji_judge
 import emoji_measures
 import emoji_pictures
+import emoji_sheet
 import emoji_tasks as recipe
 import numpy as np
 import pytest
@@ -454,6 +455,7 @@ def run_recipe(judged, capsys, values: dict) -> dict:
 def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(judged, values, tmp_path, capsys, monkeypatch):
     values = values | {"out": str(tmp_path / "run")}
     found = run_recipe(judged, capsys, values)
+    assert Image.open(tmp_path / "run" / "sheet.png").width > 6 * 160
     wanted = {"edit_attribute", "edit_concept", "box_iou", "caption_concept", "caption_style", "vqa_accuracy"}
     wanted |= {"canny_edge_f1", "scribble_edge_f1", "segmentation_iou", "write_emoji"}
     for name in wanted | {"no_edit_codes_kept"}:
@@ -467,6 +469,20 @@ def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(judged, values, 
     assert run_recipe(judged, capsys, values) == found
     with pytest.raises(ValueError, match=r"got \['sing'\]"):
         judged.main(judged.EmojiTasksArguments(**values | {"tasks": ["sing"]}))
+
+
+def test_the_sheet_shows_what_was_given_what_was_answered_and_what_is_right(processor, monkeypatch):
+    given, right, drawn = ([code] * processor.vocabulary.image_length for code in (1, 2, 3))
+    edit = {"texts": ["make it", None, "blue", None], "codes": [None, given, None, right], "answer": 3}
+    say = {"texts": ["Describe.", " apple", None], "codes": [None, None, given], "answer": 1}
+    seen = []
+    monkeypatch.setattr(emoji_sheet, "draw_grid", lambda images, labels, columns: seen.extend(zip(images, labels)))
+    emoji_sheet.draw_sheet({"edit": [edit], "say": [say]}, {"edit": [drawn], "say": ["a pear"]}, processor, each=1)
+    images, labels = zip(*seen)
+    for image, codes in zip(images, (given, drawn, right, given)):
+        assert np.array_equal(np.asarray(image), np.asarray(processor.decode_images(torch.tensor([codes]))[0]))
+    assert labels[0] == "edit: make it [image] blue"
+    assert images[4:] == (None, None) and labels[4:] == ("the model: a pear", "right: apple")
 
 
 def test_edits_of_unseen_concepts_are_judged(judged, values, tmp_path, capsys):

@@ -9,8 +9,9 @@ drawn; captions must name concept and style exactly. The row `oracle` has the ri
 far as codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never saw: the artists'
 own ones in the row `real`, the same coded and decoded in `oracle`.
 
-The folder gets the answers, `results.json` and `results.md`; the last line printed is JSON. A run that was stopped goes
-on where it was. Several GPUs: `accelerate launch` in place of `python`. Needs the extras `eval` and `controls`.
+The folder gets the answers, `results.json`, `results.md` and `sheet.png`, a contact sheet of all tasks; the last line
+printed is JSON. A run that was stopped goes on where it was. Several GPUs: `accelerate launch` in place of `python`.
+Needs the extras `eval` and `controls`.
 """
 
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 from datasets import load_dataset
 from emoji_judge import ORACLE, EmojiJudge, EmojiJudgeArguments, Shown, accuracies, judge_for
 from emoji_measures import CONTROLS, Means, measure
+from emoji_sheet import draw_sheet
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
@@ -136,8 +138,10 @@ def main(args: EmojiTasksArguments) -> None:
     if state.is_main_process:
         means = Means(judge, processor, real_pictures(args, rows), written_words(args))
         measured = {MODEL: {}, **accuracies(judge, held_out, processor)}
+        answers = {task: run.answered(task, len(part)) for task, part in rows.items()}
+        draw_sheet(rows, answers, processor).save(Path(args.out) / "sheet.png")
         for task, part in rows.items():
-            measured[MODEL] |= measure(task, part, run.answered(task, len(part)), means)
+            measured[MODEL] |= measure(task, part, answers[task], means)
             measured[ORACLE] |= measure(task, part, right_answers(part), means)
         report(args, measured, facts | {f"rows of {task}": len(part) for task, part in rows.items()})
 
