@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import GRID_SIZE, IMAGE_SIZE, REPOSITORY, draw, load_recipe, small_model
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from trl import TrlParser
@@ -80,7 +80,7 @@ def emoji_rows() -> dict[str, list[dict]]:
                 row = {"image": draw(colour, shape), "concept": concept, "hexcode": hexcode, "style": style}
                 row |= {"group": group, "subgroup": subgroup, "skin_tone": tone, "tags": ["nice", "small"]}
                 row |= {"source": f"{style} {subject}", "captions": [f"{subject}, {style} style", f"{style} {subject}"]}
-                row["codes"] = rng.integers(0, IMAGE_SIZE, GRID_SIZE**2).tolist()
+                row["codes"], row["moved"] = rng.integers(0, IMAGE_SIZE, (2, GRID_SIZE**2)).tolist()
                 splits[split_of(concept, style)].append(row)
     return splits
 
@@ -90,9 +90,13 @@ def config(tmp_path_factory, saved_vqgan):
     """Of the recipe, for a corpus on disk."""
     folder = tmp_path_factory.mktemp("emoji")
     for split, rows in emoji_rows().items():
-        data = Dataset.from_list(rows)
-        data.remove_columns("codes").to_parquet(folder / "emoji/data" / f"{split}-00000-of-00001.parquet")
-        data.remove_columns("image").to_parquet(folder / "codes/data" / f"{split}-00000-of-00001.parquet")
+        data, name = Dataset.from_list(rows), f"{split}-00000-of-00001.parquet"
+        data.remove_columns(["codes", "moved"]).to_parquet(folder / "emoji/data" / name)
+        codes = data.remove_columns(["image", "moved"])
+        if split == "train":
+            moved = data.remove_columns(["image", "codes"]).rename_column("moved", "codes")
+            codes = concatenate_datasets([codes, moved.select_columns(codes.column_names)])
+        codes.to_parquet(folder / "codes/data" / name)
     values = yaml.safe_load((REPOSITORY / "recipes/data/emoji_tasks.yaml").read_text(encoding="utf-8"))
     paths = {"corpus": str(folder / "emoji"), "codes": str(folder / "codes"), "out": str(folder / "tasks")}
     return recipe.EmojiTasksConfig(**values | paths | {"vqgan": saved_vqgan, "rows": ROWS})
@@ -116,8 +120,13 @@ def key(codes) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def known() -> dict[tuple[int, ...], tuple[str, dict]]:
-    """By codes, a picture's split and row."""
-    return {key(row["codes"]): (split, row) for split, rows in emoji_rows().items() for row in rows}
+    """By codes, a picture's or its moved copy's, its split and row."""
+    return {
+        key(codes): (split, row)
+        for split, rows in emoji_rows().items()
+        for row in rows
+        for codes in (row["codes"], row["moved"])
+    }
 
 
 def test_training_rows_show_and_name_nothing_that_is_held_out(built, known):
@@ -150,6 +159,18 @@ def test_edits_name_the_gender_or_colour_that_comes_out(built):
     assert {row["value"] for row in of_task(built["heldout_pairs"], "edit", "gender")} == {"woman"}
     assert {row["concept"] for row in of_task(built["heldout_pairs"], "edit", "colour")} == {"blue heart"}
     assert {row["concept"] for row in of_task(built["train"], "edit", "colour")} == {"red heart", "blue heart"}
+
+
+def test_moved_copies_are_read_in_training_and_never_drawn_from_words(built, known):
+    moved = {key(row["moved"]) for _, row in known.values()}
+    reads = ("captioning", "long_caption", "reasoning", "vqa", "no_edit")
+    for split, rows in built.items():
+        for row in rows:
+            shown = {key(codes) for codes in row["codes"] if codes}
+            assert not shown & moved or (split == "train" and row["task"] in reads)
+    for task in reads:
+        shown = {key(codes) for row in of_task(built["train"], task) for codes in row["codes"] if codes}
+        assert shown & moved and shown & known.keys() - moved
 
 
 def test_no_edit_keeps_the_codes(built):

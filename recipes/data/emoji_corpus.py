@@ -25,6 +25,7 @@ class Picture:
     Args:
         index (`int`): Its place in the split.
         codes (`list[int]`): Of the VQGAN.
+        moved (`list[list[int]]`): Codes of its moved copies, if the data set of codes has any.
         kin (`str`): What pictures of another gender or colour have in common with it; empty if there can be none.
         gender (`str`): Out of `GENDERS`, empty unless it shows one person.
         colour (`str`): In the concept's name.
@@ -41,13 +42,14 @@ class Picture:
     captions: list[str]
     source: str
     codes: list[int] = field(repr=False)
+    moved: list[list[int]] = field(default_factory=list, repr=False)
     kin: str = ""
     gender: str = ""
     colour: str = ""
 
     @classmethod
-    def of(cls, index: int, row: dict) -> "Picture":
-        shown = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
+    def of(cls, index: int, row: dict, moved: list[list[int]]) -> "Picture":
+        shown = {name: row[name] for name in cls.__dataclass_fields__ if name in row} | {"moved": moved}
         if row["group"] == PEOPLE:
             kin, gender = gender_of(row["hexcode"], row["subgroup"])
             return cls(index, kin=kin, gender=gender, **shown)
@@ -91,16 +93,25 @@ def load_corpus(codes: str, images: str) -> tuple[dict[str, list[Picture]], dict
     """
     The splits' pictures, and the data sets that hold them as pixels, in the same order.
 
+    Args:
+        codes (`str`): Folder of the codes: of each picture, and behind it of any number of moved copies.
+        images (`str`): Folder of the pictures.
+
     Raises:
         ValueError: if the codes are those of other pictures.
     """
     coded, drawn = load_dataset(codes), load_dataset(images)
+    pictures = {}
     for name, split in drawn.items():
-        if name not in coded or coded[name]["source"][:] != split["source"][:]:
+        rows = by(coded[name], lambda row: row["source"]) if name in coded else {}
+        if list(rows) != split["source"][:]:
             raise ValueError(
                 f"expected codes of the pictures of {images}, got other ones in {codes}; encode them again"
             )
-    pictures = {name: [Picture.of(*numbered) for numbered in enumerate(coded[name])] for name in drawn}
+        pictures[name] = [
+            Picture.of(index, row, [copy["codes"] for copy in copies])
+            for index, (row, *copies) in enumerate(rows.values())
+        ]
     kept = iter(without_lone_kin([one for split in pictures.values() for one in split]))
     return {name: [next(kept) for _ in split] for name, split in pictures.items()}, dict(drawn)
 
@@ -116,9 +127,9 @@ def spread(items: Iterable, key: Callable[[object], Hashable], count: int, rng: 
     return [item for _, item in sorted(ranked, key=lambda pair: pair[0])[:count]]
 
 
-def by(pictures: Iterable[Picture], key: Callable[[Picture], Hashable]) -> dict[Hashable, list[Picture]]:
-    """Pictures by a key."""
+def by(items: Iterable, key: Callable[[object], Hashable]) -> dict[Hashable, list]:
+    """Items by a key."""
     groups = {}
-    for one in pictures:
+    for one in items:
         groups.setdefault(key(one), []).append(one)
     return groups

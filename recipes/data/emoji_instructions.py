@@ -62,6 +62,10 @@ class Split:
         """Pictures, as evenly from all concepts and styles as can be."""
         return spread(self.pictures, pair, count, self.rng)
 
+    def seen(self, one: Picture) -> list[int]:
+        """Codes of a picture that is read, or kept as it is: its own, or a moved copy's."""
+        return [one.codes, *one.moved][self.rng.integers(1 + len(one.moved))]
+
 
 def pair(one: Picture) -> tuple[str, str]:
     return one.concept, one.style
@@ -89,7 +93,8 @@ def edits(split: Split, kind: str, count: int) -> Iterator[dict]:
 
 def no_edits(split: Split, count: int) -> Iterator[dict]:
     for one in split.evenly(count):
-        yield split.row("no_edit", one, {"input": one.codes, "text": split.wording("no_edit"), "image": one.codes})
+        codes = split.seen(one)
+        yield split.row("no_edit", one, {"input": codes, "text": split.wording("no_edit"), "image": codes})
 
 
 def controlled(split: Split, control: str, count: int) -> Iterator[dict]:
@@ -130,7 +135,7 @@ def written(split: Split, kind: str, count: int) -> Iterator[dict]:
 def captioned(split: Split, count: int) -> Iterator[dict]:
     for one in split.evenly(count):
         caption = one.captions[0]
-        yield split.row("captioning", one, {"caption": caption, "image": one.codes}, value=caption)
+        yield split.row("captioning", one, {"caption": caption, "image": split.seen(one)}, value=caption)
 
 
 def described(split: Split, count: int) -> Iterator[dict]:
@@ -142,7 +147,7 @@ def described(split: Split, count: int) -> Iterator[dict]:
         said += [f"Its colours are {listed(colours)}." if len(colours) > 1 else f"It is {''.join(colours)}."]
         said += [f"It goes with {listed(one.tags[: config.most_tags])}."] if one.tags else []
         caption = " ".join(said)
-        yield split.row("long_caption", one, {"caption": caption, "image": one.codes}, value=caption)
+        yield split.row("long_caption", one, {"caption": caption, "image": split.seen(one)}, value=caption)
 
 
 def listed(words: list[str]) -> str:
@@ -164,7 +169,7 @@ def answers(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str]]
         "group": split.group,
         "name": lambda one: one.concept,
     }
-    return ((one, one.codes, read[kind](one)) for one in split.pictures if read[kind](one))
+    return ((one, split.seen(one), read[kind](one)) for one in split.pictures if read[kind](one))
 
 
 def sides(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str]]:
@@ -199,7 +204,7 @@ def reasoned(split: Split, kind: str, count: int) -> Iterator[dict]:
             "choices": choices,
             "explanation": why,
             "answer": answer,
-            "image": one.codes,
+            "image": split.seen(one),
         }
         yield split.row("reasoning", one, fields, kind=kind, value=choices[answer])
 
