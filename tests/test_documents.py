@@ -154,6 +154,16 @@ def test_documents_begin_with_the_prompts_of_generation(transform, processor, vo
     assert seen == {"drawing", "captioning"}
 
 
+def test_guidance_leads_away_from_what_was_retrieved_too(processor, vocabulary):
+    retrieved = [[{"text": "a red square", "codes": CODES}, {"text": "a blue circle", "codes": CODES}]]
+    plain, behind = (
+        processor.for_text_to_image(["a red circle"], found)["input_ids"][0] for found in (None, retrieved)
+    )
+    assert len(behind) > len(plain) + 2 * len(CODES)
+    assert without_text(behind, vocabulary).tolist() == without_text(plain, vocabulary).tolist()
+    assert without_text(plain, vocabulary).tolist() == [vocabulary.eos_id, vocabulary.mask_id, vocabulary.break_id]
+
+
 def test_instructions_are_captioning_prompts_with_their_answer(transform, processor, vocabulary):
     columns = {"captions": ["blue", "a red circle"], "codes": [None, CODES]}
     text, ids = made(transform(instruction_share=1.0, image_first=1.0, span_rate=1.0, max_spans=1), columns)

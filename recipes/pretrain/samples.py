@@ -82,7 +82,7 @@ def main(args: SampleArguments) -> None:
         ]
     else:
         cells = [[(image, prompt), (row["image"], "the artist's")] for row, prompt, image in zip(rows, prompts, drawn)]
-    columns = len(cells[0]) if args.retrieve else 4 * len(cells[0])
+    columns = len(cells[0]) * (2 if args.retrieve else 4)
     draw_grid(*zip(*(cell for row in cells for cell in row)), columns=columns).save(args.out)
     print(args.out)
 

@@ -106,12 +106,15 @@ def without_text(ids: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongTen
     The unconditional prompt (section 3.3): the text in front of the image replaced by `<mask>`; `ids` is `(length,)`.
 
     The image is the one behind the last `<break>`, begun or still to come; its text begins behind the `<eos>` or
-    `<break>` before that. What stands further in front, such as the picture to edit, stays.
+    `<break>` before that. What its document has further in front, such as the picture to edit, stays. Retrieved
+    documents go: they are found by the text and say what it says, so that guidance would lead away from it.
     """
     stop = int((ids == vocabulary.break_id).nonzero()[-1])
+    documents = (ids[:stop] == vocabulary.eos_id).nonzero().flatten()
     walls = ((ids[:stop] == vocabulary.break_id) | (ids[:stop] == vocabulary.eos_id)).nonzero().flatten()
+    begin = int(documents[-1]) if len(documents) else 0
     start = int(walls[-1]) + 1 if len(walls) else 0
-    return torch.cat([ids[:start], ids.new_tensor([vocabulary.mask_id]), ids[stop:]])
+    return torch.cat([ids[begin:start], ids.new_tensor([vocabulary.mask_id]), ids[stop:]])
 
 
 def without_images(ids: torch.LongTensor, vocabulary: Vocabulary) -> torch.LongTensor:

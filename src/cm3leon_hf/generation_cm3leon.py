@@ -69,8 +69,9 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
                 follows, up to `<eos>`, `max_new_tokens` or the last position. `"interleaved"`: the model moves between
                 text and whole images itself.
             negative_prompt_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): Prompts to be guided
-                away from; a single one serves all. The default is the prompt with its text replaced by `<mask>` in
-                image mode, with its images replaced by `<mask>` in text mode, and none in interleaved mode.
+                away from; a single one serves all. The default is the prompt with its text replaced by `<mask>` and
+                without retrieved documents in image mode, with its images replaced by `<mask>` in text mode, and none
+                in interleaved mode.
             negative_prompt_attention_mask (`torch.Tensor`, *optional*): 1 for their tokens, 0 for padding.
             guidance_scale (`float`, *optional*): α of classifier-free guidance (equation 2), at least 0; 1 is none.
                 The model's own default is for images, and for text only with negative prompts.
