@@ -67,18 +67,12 @@ class VQGANObjective(nn.Module):
         if self.training:
             self.codebook.start(self.vqgan.quantize, latents)
         quantized, codes, commitment = self.vqgan.quantize(latents)
-        outputs = self.compare(pixel_values, quantized, {"commitment": commitment})
-        if self.training:
-            self.codebook.update(self.vqgan.quantize, latents, codes)
-        return outputs
-
-    def compare(self, pixel_values: torch.Tensor, quantized: torch.Tensor, losses: dict) -> dict[str, torch.Tensor]:
-        """What `forward` returns: `losses`, and those of the picture that the decoder draws from `quantized`."""
         drawn = self.vqgan.decoder(self.vqgan.post_quant_conv(quantized)).float()
-        losses = losses | {"reconstruction": self.reconstruction(pixel_values, drawn)}
+        losses = {"commitment": commitment, "reconstruction": self.reconstruction(pixel_values, drawn)}
         if self.training and self.step >= self.loss_config.adversarial_start:
             losses |= self.adversarial(pixel_values, drawn, losses["reconstruction"])
         if self.training:
+            self.codebook.update(self.vqgan.quantize, latents, codes)
             self.step += 1
         return {"loss": sum(losses.values()), "psnr": psnr(pixel_values, drawn.detach())} | losses
 
@@ -96,35 +90,6 @@ class VQGANObjective(nn.Module):
             "generator": self.loss_config.adversarial_weight * weight * generator,
             "discriminator": hinge_loss(real_logits, fake_logits),
         }
-
-
-class VQGANDecoderObjective(VQGANObjective):
-    """
-    The decoder alone learns to draw pictures from given codes, such as [`~cm3leon_hf.data.redrawing.RedrawnCodes`].
-
-    Encoder and codebook stay as they are, and with them the meaning of every code: what a language model has learnt
-    stays valid. Ours.
-    """
-
-    def __init__(self, vqgan: CM3LeonVQGAN, loss_config: VQGANLossConfig):
-        super().__init__(vqgan, loss_config)
-        for part in (vqgan.encoder, vqgan.quant_conv, vqgan.quantize):
-            part.requires_grad_(False)
-
-    def forward(self, pixel_values: torch.Tensor, codes: torch.LongTensor) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Pixels in [-1, 1].
-            codes (`torch.LongTensor` of shape `(batch, grid_size ** 2)`): What to draw them from.
-
-        Returns:
-            `dict`: as that of [`VQGANObjective.forward`], without a commitment loss.
-        """
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        if self.training:
-            self.codebook.counts += codes.flatten().bincount(minlength=len(self.codebook.counts))
-        size = self.vqgan.config.grid_size
-        return self.compare(pixel_values, self.vqgan.quantize.lookup(codes, (size, size)), {})
 
 
 def psnr(real: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
