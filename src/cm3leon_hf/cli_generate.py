@@ -72,7 +72,7 @@ def generate(
 
     `cm3leon generate "rocket, twemoji style" --candidates 8 --strategy both --num-images 2`
 
-    `cm3leon generate "sloth, twemoji style" --retrieve 2 --show-retrieved`
+    `cm3leon generate "sloth, twemoji style" --retrieve 1 --show-retrieved`
     """
     from .evaluation.reranking import draw_candidates, rank
     from .grid import draw_grid
