@@ -257,6 +257,7 @@ def test_a_model_trains_with_retrieval_and_draws_with_it(home, bank, retrieved, 
 
     samples = load_recipe("pretrain/samples.py")
     places = {"model": str(home / "model"), "bank": bank, "clip_model": clip}
-    samples.main(samples.SampleArguments(str(home / "drawn"), str(tmp_path / "ten.png"), count=2, retrieve=1, **places))
+    samples.main(samples.SampleArguments(str(home / "drawn"), str(tmp_path / "ten.png"), count=3, retrieve=1, **places))
     width, height = Image.open(tmp_path / "ten.png").size
-    assert width == 4 * 168 + 8 and height > 2 * 160  # the artist's, what was retrieved, drawn without and with it
+    # two prompts a row: the artist's, what was retrieved, drawn without and with it
+    assert width == 2 * 4 * 168 + 8 and height > 2 * 160

@@ -4,8 +4,8 @@
     python recipes/pretrain/samples.py --dataset data/emoji --out runs/retrieval.png --count 10 --retrieve 2
 
 The prompts are (concept, style) pairs of a held-out split, each concept once, without skin tones, in an order that a
-hash decides: one sample each, or the one of several that CLIP picks, none picked by hand. With `--retrieve 2` each row
-shows the artist's picture, what was retrieved, and what was drawn without and with it.
+hash decides: one sample each, or the one of several that CLIP picks, none picked by hand. With `--retrieve 2` each
+prompt has the artist's picture, what was retrieved, and what was drawn without and with it.
 """
 
 import hashlib
