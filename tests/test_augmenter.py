@@ -185,6 +185,18 @@ def test_prompts_get_the_best(augmenter, source):
             augmenter.for_prompts(wrong, count)
 
 
+def test_pictures_get_the_best(augmenter, source):
+    pictures = [row["image"] for row in source.select(range(3))]
+    queries = augmenter.encoder.embed_images(pictures).numpy()
+    scores, best = augmenter.bank.search(queries, len(augmenter.bank))
+    for number, found in enumerate(augmenter.for_pictures(pictures, 2)):
+        near = [int(at) for at, score in zip(best[number], scores[number]) if score <= augmenter.limit]
+        assert [one["id"] for one in found] == [str(source[at]["id"]) for at in near[:2]] and len(found) == 2
+    assert augmenter.for_pictures([]) == []
+    with pytest.raises(ValueError, match="a count from 0 to 2, got 3"):
+        augmenter.for_pictures(pictures, 3)
+
+
 def test_rows_with_one_part_have_one_query(augmenter, rows):
     four = replace(augmenter, training=False, count=4)
     both, text, image = four(

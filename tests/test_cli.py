@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import GRID_SIZE, draw
 from PIL import Image
 from typer.testing import CliRunner
 
+from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.cli import app
 
 
@@ -69,6 +71,20 @@ def test_it_describes(folder, tmp_path):
         app, ["describe", str(tmp_path / "red.png"), "--model", folder, "--max-new-tokens", "8"]
     )
     assert result.exit_code == 0 and result.output.strip()
+
+
+def test_it_describes_behind_what_the_picture_retrieves(folder, tmp_path, small_clip, small_bank, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        CM3LeonForCausalLM, "generate", lambda self, input_ids, **_: asked.append(input_ids.shape[1]) or input_ids
+    )
+    draw("red", "circle").save(tmp_path / "red.png")
+    plain = ["describe", str(tmp_path / "red.png"), "--model", folder, "--max-new-tokens", "8"]
+    for retrieve in (["--retrieve", "0"], ["--retrieve", "1", "--bank", small_bank, "--clip-model", small_clip]):
+        result = CliRunner().invoke(app, [*plain, *retrieve])
+        assert result.exit_code == 0, result.output
+    alone, behind = asked
+    assert behind > alone + GRID_SIZE**2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Evaluations that are stopped and go on; what they ask for and what they write."""
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -122,22 +121,18 @@ def test_descriptions_stand_behind_documents(processor, vocabulary):
         assert codes == [code for code in shown for _ in range(16)], "the best stands next to the picture"
 
 
-def test_documents_are_retrieved_by_the_picture(model, processor, tmp_path, monkeypatch):
+def test_documents_are_retrieved_by_the_picture(model, processor, tmp_path):
     asked = []
 
-    @dataclass
-    class Augmenter:
-        training: bool = True
-        count: int = 3
-
-        def retrieve(self, rows):
-            asked.append((self.training, self.count, [row["image"].tobytes() for row in rows]))
-            return [list(FakeAugmenter.documents[: self.count]) for _ in rows]
+    class Augmenter(FakeAugmenter):
+        def for_pictures(self, pictures, count):
+            asked.append((count, [picture.tobytes() for picture in pictures]))
+            return self.for_prompts(pictures, count)
 
     run = Run(tmp_path, 5)
     run.describe("one", PICTURES, ["Describe."] * 8, model, processor, documents=1, augmenter=Augmenter())
     pictures = [picture.tobytes() for picture in PICTURES]
-    assert asked == [(False, 1, pictures[:5]), (False, 1, pictures[5:])]
+    assert asked == [(1, pictures[:5]), (1, pictures[5:])]
     assert len(run.described("one", 8)) == 8
     with pytest.raises(ValueError, match="expected a memory bank for the documents of one"):
         run.describe("one", PICTURES, ["Describe."] * 8, model, processor, documents=1)

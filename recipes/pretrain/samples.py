@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, set_seed
 from trl import TrlParser
 
 from cm3leon_hf import default_model
-from cm3leon_hf.cli_loading import find_documents, load_clip
+from cm3leon_hf.cli_loading import load_augmenter, load_clip
 from cm3leon_hf.evaluation.reranking import draw_candidates, rank
 from cm3leon_hf.grid import draw_grid
 from cm3leon_hf.progress import TokenProgress
@@ -74,7 +74,8 @@ def main(args: SampleArguments) -> None:
     model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
     drawn = draw(args, model, processor, prompts, None)
     if args.retrieve:
-        retrieved = find_documents(prompts, args.retrieve, args.bank, load_clip(args.clip_model, args.clip_weights))
+        augmenter = load_augmenter(args.bank, load_clip(args.clip_model, args.clip_weights))
+        retrieved = augmenter.for_prompts(prompts, args.retrieve)
         behind, shown = draw(args, model, processor, prompts, retrieved), document_cells(retrieved, processor)
         cells = [
             [(row["image"], f"{prompt}: the artist's"), *documents, (one, "drawn without"), (other, "drawn with")]

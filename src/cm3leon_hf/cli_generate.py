@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_loading import Model, Seed, find_documents, load, load_clip
+from .cli_loading import Bank, ClipModel, ClipWeights, Model, Seed, load, load_augmenter, load_clip
 
 
 class Strategy(str, Enum):
@@ -39,20 +39,9 @@ def generate(
     show_retrieved: Annotated[
         bool, typer.Option("--show-retrieved", help="Show in the grid what was retrieved.")
     ] = False,
-    bank: Annotated[
-        str | None,
-        typer.Option(help="Memory bank to retrieve from. The shipped one when left out.", show_default=False),
-    ] = None,
-    clip_model: Annotated[
-        str | None,
-        typer.Option(
-            help="CLIP of open_clip that ranks candidates and retrieves. The shipped one when left out.",
-            show_default=False,
-        ),
-    ] = None,
-    clip_weights: Annotated[
-        str | None, typer.Option(help="Name or file of its weights, such as `openai`.", show_default=False)
-    ] = None,
+    bank: Bank = None,
+    clip_model: ClipModel = None,
+    clip_weights: ClipWeights = None,
     seed: Seed = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("cm3leon-out"),
 ):
@@ -81,7 +70,7 @@ def generate(
     if candidates is not None and candidates < num_images:
         raise ValueError(f"expected at least {num_images} candidates to keep as many, got {candidates}; draw more")
     scorer = load_clip(clip_model, clip_weights) if candidates is not None or retrieve else None
-    retrieved = find_documents(prompts, retrieve, bank, scorer) if retrieve else None
+    retrieved = load_augmenter(bank, scorer).for_prompts(prompts, retrieve) if retrieve else None
     model, processor = load(model, seed)
     cfg = {"guidance_scale": guidance_scale, "top_p": top_p}
     cd_k = {"contrastive_alpha": contrastive_alpha, "contrastive_k": contrastive_k}

@@ -9,6 +9,19 @@ Model = Annotated[
     str | None,
     typer.Option(help="Model folder or hub name. The shipped emoji model when left out.", show_default=False),
 ]
+Bank = Annotated[
+    str | None, typer.Option(help="Memory bank to retrieve from. The shipped one when left out.", show_default=False)
+]
+ClipModel = Annotated[
+    str | None,
+    typer.Option(
+        help="CLIP of open_clip that retrieves, and ranks candidates. The shipped one when left out.",
+        show_default=False,
+    ),
+]
+ClipWeights = Annotated[
+    str | None, typer.Option(help="Name or file of its weights, such as `openai`.", show_default=False)
+]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed draws the same pictures.", show_default=False)]
 
 
@@ -23,14 +36,14 @@ def load_clip(model: str | None, weights: str | None):
         raise ValueError(f"expected a CLIP to rank candidates and retrieve, got {error}") from error
 
 
-def find_documents(prompts: list[str], count: int, folder: str | None, encoder) -> list[list[dict]]:
-    """What the bank, the shipped one by default, has for each prompt."""
+def load_augmenter(folder: str | None, encoder):
+    """Finds documents in the bank, the shipped one by default, of this CLIP."""
     from .retrieval.augmenter import RetrievalAugmenter
     from .retrieval.memory_bank import MemoryBank
     from .shipped import default_bank
 
     bank = MemoryBank.load(folder or default_bank(), encoder.name)
-    return RetrievalAugmenter(bank, encoder, training=False).for_prompts(prompts, count)
+    return RetrievalAugmenter(bank, encoder, training=False)
 
 
 def load(path: str | None, seed: int | None):

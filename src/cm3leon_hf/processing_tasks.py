@@ -35,16 +35,30 @@ class CM3LeonTasksMixin:
         texts = [f"{prompt}{BREAK}" for prompt in prompts]
         if retrieved is None:
             return self(text=texts)
-        if len(retrieved) != len(prompts):
-            raise ValueError(
-                f"expected a list of documents for each of {len(prompts)} prompts, got {len(retrieved)}; match them"
-            )
         room = (max_length or self.tokenizer.model_max_length) - self.vocabulary.image_length
-        rows = [
-            behind_retrieved(
-                [self.document_ids(one) for one in documents], self(text=text)["input_ids"][0].tolist(), room
+        return self.with_retrieved(self(text=texts), retrieved, room)
+
+    def with_retrieved(self, inputs: BatchFeature, retrieved: list[list[dict]], max_length: int) -> BatchFeature:
+        """
+        Prompts of any task behind the documents that were retrieved for them (sections 2.1 and 2.2).
+
+        Args:
+            inputs ([`BatchFeature`]): Prompts, as this processor makes them.
+            retrieved (`list[list[dict]]`): Documents for each prompt, the best first, each as `document_ids` takes it.
+            max_length (`int`): Positions that each prompt may take, without those of its answer. Documents that do not
+                fit are dropped whole, the worst first.
+
+        Raises:
+            ValueError: if there are not as many lists of documents as prompts, or as `document_ids`.
+        """
+        if len(retrieved) != len(inputs["input_ids"]):
+            raise ValueError(
+                f"expected a list of documents for each of {len(inputs['input_ids'])} prompts, got {len(retrieved)}; "
+                "match them"
             )
-            for documents, text in zip(retrieved, texts)
+        rows = [
+            behind_retrieved([self.document_ids(one) for one in documents], ids[mask.bool()].tolist(), max_length)
+            for documents, ids, mask in zip(retrieved, inputs["input_ids"], inputs["attention_mask"])
         ]
         return BatchFeature(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
 

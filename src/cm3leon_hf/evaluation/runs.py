@@ -3,14 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BatchFeature, set_seed
 
-from ..processing_prompts import behind_retrieved
 from .files import atomic, check_as_many, read_pictures
 from .options import asking, score_options
 from .reranking import draw_candidates, rank
@@ -145,8 +144,7 @@ class Run:
             self._seed(f"described\0{name}", number)
             retrieved = [[] for _ in batch]
             if documents:
-                asking = replace(augmenter, training=False, count=documents)
-                retrieved = asking.retrieve([{"image": picture} for picture in batch])
+                retrieved = augmenter.for_pictures(batch, documents)
             length = model.config.max_position_embeddings - DESCRIPTION
             inputs = writing_prompts(batch, prompts[span], processor, retrieved, length).to(model.device)
             ids = model.generate(**inputs, generation_mode="text", **GREEDY | (arguments or {}))
@@ -259,14 +257,10 @@ def writing_prompts(
         prompts (`Sequence[str]`): See [`~cm3leon_hf.evaluation.options.asking`].
         processor ([`CM3LeonProcessor`]): Makes ids.
         retrieved (`list[list[dict]]`): Documents for each picture, the best first.
-        max_length (`int`): Ids that fit; see [`~cm3leon_hf.processing_prompts.behind_retrieved`].
+        max_length (`int`): Ids that fit; documents that do not are dropped whole.
     """
     plain = processor(text=[asking(prompt) for prompt in prompts], images=pictures)
-    rows = [
-        behind_retrieved([processor.document_ids(one) for one in found], ids[mask.bool()].tolist(), max_length)
-        for found, ids, mask in zip(retrieved, plain["input_ids"], plain["attention_mask"])
-    ]
-    return BatchFeature(processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
+    return processor.with_retrieved(plain, retrieved, max_length)
 
 
 __all__ = ["Run", "check_bank", "check_clip", "read_plan", "writing_prompts"]

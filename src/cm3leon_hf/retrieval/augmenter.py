@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from .documents import content_key, read_picture
 from .encoder import CLIPEncoder
@@ -120,9 +121,28 @@ class RetrievalAugmenter:
         """
         if not all(prompt.strip() for prompt in prompts):
             raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
+        return self._best([{"text": prompt} for prompt in prompts], count)
+
+    def for_pictures(self, pictures: list[Image.Image], count: int = 1) -> list[list[dict]]:
+        """
+        Documents for pictures to write about: the `count` best for each, without dropout or draws.
+
+        Args:
+            pictures (`list[PIL.Image.Image]`): What to describe.
+            count (`int`): 0, 1 or 2 in the paper; up to `per_query`.
+
+        Returns:
+            For each picture its documents, best first, as `__call__` gives them.
+
+        Raises:
+            ValueError: for an empty bank, or a count out of range.
+        """
+        return self._best([{"image": picture} for picture in pictures], count)
+
+    def _best(self, examples: list[dict], count: int) -> list[list[dict]]:
         if not 0 <= count <= self.per_query:
             raise ValueError(f"expected a count from 0 to {self.per_query}, got {count}; raise per_query")
-        return replace(self, training=False, count=count).retrieve([{"text": prompt} for prompt in prompts])
+        return replace(self, training=False, count=count).retrieve(examples)
 
     def retrieve(self, examples: list[dict]) -> list[list[dict]]:
         """Documents for rows, each a `dict` with `text`, `image`, `codes` and `id` as far as it has them."""
