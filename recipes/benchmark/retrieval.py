@@ -10,14 +10,16 @@ which a document of the right concept is among the two retrieved is measured too
 last line is JSON. Run it on an otherwise idle machine; a million vectors take 9 GB of disk beside `out`, which is free
 again at the end.
 
-autofaiss needs numpy below 2, so it wants an environment of its own; `--autofaiss` is its command there:
+autofaiss needs numpy below 2 and fails with FAISS's newest, so it wants an environment of its own; `--autofaiss` is its
+command there:
 
-    python -m venv autofaiss && autofaiss/bin/pip install autofaiss "pyarrow<20"
+    python -m venv autofaiss && autofaiss/bin/pip install autofaiss "faiss-cpu<1.8" "pyarrow<20"
 """
 
 import json
 import multiprocessing
 import shutil
+import subprocess
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -101,11 +103,11 @@ def measure_rows(folder: Path, args: RetrievalArguments) -> tuple[dict[str, dict
             rows[name] = pool.apply(measure_compressed, (name, folder, args))
             if name == own:
                 load = measure_load(folder / "compressed")
-        if shutil.which(args.autofaiss):
-            budget = int(rows[own]["bytes_per_vector"] * args.count)
+        budget = int(rows[own]["bytes_per_vector"] * args.count)
+        try:
             rows["autofaiss"] = pool.apply(measure_autofaiss, (folder, args, budget))
-        else:
-            print(f"autofaiss: not measured, for there is no command {args.autofaiss!r}; it needs numpy below 2")
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            print(f"autofaiss: not measured ({error}); see --help for the environment that it needs")
     return rows, own, load
 
 
