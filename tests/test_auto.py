@@ -136,6 +136,17 @@ def test_the_pipeline_draws_several_samples(pipe):
     assert len(pipe(PROMPT, generation_mode="image", generate_kwargs=dict(options))) == 3
 
 
+def test_the_pipeline_draws_behind_retrieved_documents(pipe, model, processor):
+    document = {"text": "a blue square", "codes": list(range(processor.vocabulary.image_length))}
+    inputs = processor.for_text_to_image([PROMPT], [[document]])
+    ids = model.generate(**inputs, generation_mode="image", guidance_scale=3.0)
+    (wanted,) = processor.post_process_multimodal_output(ids, generation_mode="image")
+    found = pipe(PROMPT, generation_mode="image", retrieved=[[document]])[0]["generated_image"]
+    assert same(found, wanted) and not same(found, pipe(PROMPT, generation_mode="image")[0]["generated_image"])
+    with pytest.raises(ValueError, match="each of 1 prompts, got 2"):
+        pipe(PROMPT, generation_mode="image", retrieved=[[document]] * 2)
+
+
 def test_the_pipeline_describes(pipe, described, pictures, tmp_path):
     path = tmp_path / "picture.png"
     pictures[0].save(path)

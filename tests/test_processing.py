@@ -68,6 +68,9 @@ def test_retrieved_documents_stand_in_front_the_best_last(processor, layout, pic
         layout("a blue square", "<break>"),
     ]
     assert rows(processor.for_text_to_image(prompts, found)) == expected
+    texts = [f"{prompt}<break>" for prompt in prompts]
+    assert rows(processor(text=texts, retrieved=found)) == expected
+    assert processor(text=texts, retrieved=found, padding=False, return_tensors=None)["input_ids"] == expected
     room = len(expected[0]) + LENGTH - 1  # one position too few
     assert rows(processor.for_text_to_image(prompts, found, max_length=room)) == [
         expected[0][len(layout("words alone")) :],

@@ -1,5 +1,6 @@
 """The shipped CLIP and memory bank: they fit each other and the shipped model, and find what is asked for."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_the_same_thing_in_other_styles_is_found(bank, scorer):
     for prompt, documents in zip(prompts, found):
         assert len(documents) == 2
         assert any(document["text"].startswith(prompt.split(",")[0]) for document in documents)
+
+
+def test_the_recipes_python_runs_as_printed():
+    text = (Path(__file__).parents[1] / "recipes" / "retrieval" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["sloth"].size == (96, 96) and len(names["found"]) == len(names["found"][0]) == 1
 
 
 def test_documents_fit_the_shipped_model_and_clip_knows_their_pictures(bank, scorer):

@@ -74,6 +74,7 @@ class CM3LeonProcessor(CM3LeonTasksMixin, ProcessorMixin):
         padding: bool | str = True,
         return_tensors: str | None = "pt",
         add_special_tokens: bool = True,
+        retrieved: list[list[dict]] | None = None,
     ) -> BatchFeature:
         """
         Makes ids of text and images.
@@ -86,6 +87,8 @@ class CM3LeonProcessor(CM3LeonTasksMixin, ProcessorMixin):
             padding (`bool` or `str`): As in transformers; on the left.
             return_tensors (`str`, *optional*): `"pt"` for tensors, `None` for lists.
             add_special_tokens (`bool`): Whether a text that does not begin with `<eos>` gets it.
+            retrieved (`list[list[dict]]`, *optional*): Documents to put in front of each text, the best first, as
+                `with_retrieved` takes them; a picture's positions stay free behind it.
 
         Returns:
             [`BatchFeature`]: `input_ids` and `attention_mask`, `(batch, length)`.
@@ -104,7 +107,11 @@ class CM3LeonProcessor(CM3LeonTasksMixin, ProcessorMixin):
         if count and not any(IMAGE in t for t in texts):
             texts = [t if MASK in t else f"{t}{IMAGE_TO_TEXT}" for t in texts]
         image_ids = self.vocabulary.codes_to_ids(codes).tolist() if count else []
-        return self._batch(texts, image_ids, padding, return_tensors, add_special_tokens)
+        if retrieved is None:
+            return self._batch(texts, image_ids, padding, return_tensors, add_special_tokens)
+        plain = self._batch(texts, image_ids, padding, None, add_special_tokens)
+        room = self.tokenizer.model_max_length - self.vocabulary.image_length
+        return self.with_retrieved(plain, retrieved, room, padding, return_tensors)
 
     def encode_images(self, images) -> torch.LongTensor:
         """Pictures to codes `(images, image_length)`, on the CPU."""

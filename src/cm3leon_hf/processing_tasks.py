@@ -38,7 +38,14 @@ class CM3LeonTasksMixin:
         room = (max_length or self.tokenizer.model_max_length) - self.vocabulary.image_length
         return self.with_retrieved(self(text=texts), retrieved, room)
 
-    def with_retrieved(self, inputs: BatchFeature, retrieved: list[list[dict]], max_length: int) -> BatchFeature:
+    def with_retrieved(
+        self,
+        inputs: BatchFeature,
+        retrieved: list[list[dict]],
+        max_length: int,
+        padding: bool | str = True,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
         """
         Prompts of any task behind the documents that were retrieved for them (sections 2.1 and 2.2).
 
@@ -47,6 +54,7 @@ class CM3LeonTasksMixin:
             retrieved (`list[list[dict]]`): Documents for each prompt, the best first, each as `document_ids` takes it.
             max_length (`int`): Positions that each prompt may take, without those of its answer. Documents that do not
                 fit are dropped whole, the worst first.
+            padding, return_tensors: As `__call__` takes them.
 
         Raises:
             ValueError: if there are not as many lists of documents as prompts, or as `document_ids`.
@@ -57,10 +65,14 @@ class CM3LeonTasksMixin:
                 "match them"
             )
         rows = [
-            behind_retrieved([self.document_ids(one) for one in documents], ids[mask.bool()].tolist(), max_length)
+            behind_retrieved(
+                [self.document_ids(one) for one in documents],
+                [int(x) for x, kept in zip(ids, mask) if kept],
+                max_length,
+            )
             for documents, ids, mask in zip(retrieved, inputs["input_ids"], inputs["attention_mask"])
         ]
-        return BatchFeature(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
+        return BatchFeature(self.tokenizer.pad({"input_ids": rows}, padding=padding, return_tensors=return_tensors))
 
     def document_ids(self, document: dict) -> list[int]:
         """
