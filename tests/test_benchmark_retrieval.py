@@ -1,6 +1,7 @@
 """The benchmark of retrieval on a few hundred vectors."""
 
 import json
+import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -29,7 +30,8 @@ def test_it_measures_and_prints_a_json_line(benchmark, tmp_path, monkeypatch, ca
     output = capsys.readouterr().out
     line, record = json.loads(output.splitlines()[-1]), json.loads((tmp_path / "retrieval.json").read_text())
     wanted = {"flat_over_faiss", "augmenter_over_search", "recall_at_10", "bytes_per_vector", "load_seconds"}
-    assert wanted <= set(line) and "| Flat |" in output and "no command 'no-such-command'" in output
+    assert wanted <= set(line) and "| Flat |" in output
+    assert re.search("autofaiss: not measured .*no-such-command", output)
     assert list(record["rows"]) == ["Flat", "RR32,IVF15,RaBitQ", "IVF15,SQ8"]
     assert record["rows"]["IVF15,SQ8"]["recall"] > 0.2 and line["recall_at_10"] > 0.2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["retrieval.json", "retrieval.png"]

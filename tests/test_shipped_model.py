@@ -78,8 +78,9 @@ def test_it_knows_a_trained_picture_when_it_sees_one(path):
     """Greedy captions of what it draws name the style it was asked for, far above the chance of one in four."""
     model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
     torch.manual_seed(0)
+    asked = [style for style in STYLES for _ in range(6)]
     ids = model.generate(
-        **processor.for_text_to_image([f"red apple, {style} style" for style in STYLES]),
+        **processor.for_text_to_image([f"red apple, {style} style" for style in asked]),
         generation_mode="image",
         guidance_scale=3.0,
     )
@@ -87,7 +88,7 @@ def test_it_knows_a_trained_picture_when_it_sees_one(path):
     inputs = processor.for_image_to_text(images)
     ids = model.generate(**inputs, generation_mode="text", do_sample=False)
     texts = processor.post_process_multimodal_output(ids[:, inputs["input_ids"].shape[1] :])
-    assert sum(style in text for style, text in zip(STYLES, texts)) >= 3
+    assert sum(style in text for style, text in zip(asked, texts)) >= 3 / 4 * len(asked)
 
 
 def test_its_weights_fit_the_card(path):
