@@ -7,6 +7,10 @@ import numpy as np
 import yaml
 from conftest import GRID_SIZE, IMAGE_SIZE, REPOSITORY, draw
 from datasets import Dataset, concatenate_datasets
+from small_banks import SeededEncoder
+
+from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 STYLES = ("noto", "twemoji")
 HELD_OUT_CONCEPT = "goat"
@@ -75,7 +79,15 @@ def emoji_config(folder: Path, vqgan: str) -> emoji_tasks.EmojiTasksConfig:
         codes.to_parquet(folder / "codes/data" / name)
     values = yaml.safe_load((REPOSITORY / "recipes/data/emoji_tasks.yaml").read_text(encoding="utf-8"))
     paths = {"corpus": str(folder / "emoji"), "codes": str(folder / "codes"), "out": str(folder / "tasks")}
-    return emoji_tasks.EmojiTasksConfig(**values | paths | {"vqgan": vqgan, "rows": ROWS})
+    return emoji_tasks.EmojiTasksConfig(**values | paths | {"vqgan": vqgan, "rows": ROWS, "retrieved": {}})
+
+
+def emoji_augmenter() -> RetrievalAugmenter:
+    """Over the training pictures."""
+    rows, encoder = emoji_rows()["train"], SeededEncoder()
+    documents = [{"id": row["source"], "text": row["captions"][0], "codes": row["codes"]} for row in rows]
+    vectors = encoder.embed_images([row["image"] for row in rows]).numpy()
+    return RetrievalAugmenter(MemoryBank.from_vectors(documents, vectors, encoder.name), encoder)
 
 
 def of_task(rows: list[dict], task: str, kind: str = "") -> list[dict]:

@@ -71,6 +71,22 @@ def test_prompts_of_rows_are_those_of_the_processor(processor):
         instruction_prompt([None, "a red circle"], 0)
 
 
+def test_rows_are_answered_behind_their_documents(model, processor):
+    picture = {"text": "a red circle", "codes": list(range(GRID_SIZE**2))}
+    ask = {"texts": ["Describe.", " x", None], "codes": [None, None, picture["codes"]], "answer": 1}
+    prompt = processor(text=instruction_prompt(ask["texts"], 1), image_codes=torch.tensor([picture["codes"]]))
+    inputs = processor.with_retrieved(prompt, [[picture]], model.config.max_position_embeddings - 4)
+    assert inputs["input_ids"].shape[1] > prompt["input_ids"].shape[1]
+    ids = model.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=4)
+    wanted = processor.post_process_multimodal_output(ids[:, inputs["input_ids"].shape[1] :], generation_mode="text")
+    alone, behind = (
+        answer_instructions([ask | {"retrieved": found}], model, processor, {"max_new_tokens": 4})
+        for found in ([], [picture])
+    )
+    assert behind == [wanted[0].strip()]
+    assert alone == answer_instructions([ask], model, processor, {"max_new_tokens": 4})
+
+
 def test_questions_of_table_2_are_asked_as_in_training():
     tasks = yaml.safe_load((REPOSITORY / "recipes/evaluate/table2.yaml").read_text(encoding="utf-8"))["tasks"]
     template = load_tasks()["vqa2"].templates[0]

@@ -2,23 +2,44 @@
 
 import re
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import emoji_corpus as corpus_of
 import emoji_pictures
+import emoji_retrieved
 import emoji_tasks as recipe
 import numpy as np
 import pytest
 from conftest import draw
 from datasets import load_dataset
 from PIL import Image
-from small_emoji import HELD_OUT_CONCEPT, HELD_OUT_PAIRS, emoji_config, key, of_task, rows_by_codes
+from small_banks import SeededEncoder
+from small_emoji import (
+    HELD_OUT_CONCEPT,
+    HELD_OUT_PAIRS,
+    emoji_augmenter,
+    emoji_config,
+    emoji_rows,
+    key,
+    of_task,
+    rows_by_codes,
+)
 
 from cm3leon_hf.evaluation.boxes import drawn_box_iou, drawn_boxes
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, saved_vqgan):
-    return emoji_config(tmp_path_factory.mktemp("emoji"), saved_vqgan)
+    config = emoji_config(tmp_path_factory.mktemp("emoji"), saved_vqgan)
+    return replace(config, retrieved={"captioning": 0.5, "vqa/name": 1.0})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bank():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "load_augmenter", lambda config: emoji_augmenter())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +142,42 @@ def test_reasoning_explains_and_chooses_the_group(built):
     row = of_task(built["heldout_pairs"], "reasoning", "group")[0]
     said = "".join(text for text in row["texts"] if text)
     assert "\nOptions: (A) " in said and row["texts"][row["answer"]].endswith(f") {row['value']}")
+
+
+def test_questions_stand_behind_the_best_training_picture_of_another_pair(built, known):
+    training, encoder = emoji_rows()["train"], SeededEncoder()
+    vectors = encoder.embed_images([row["image"] for row in training]).numpy()
+    at, limit = {row["captions"][0]: place for place, row in enumerate(training)}, emoji_augmenter().limit
+    for rows in built.values():
+        shown = [row for row in rows if row["retrieved"]]
+        assert {(row["task"], row["kind"]) for row in shown} <= {("captioning", ""), ("vqa", "name")}
+        for row in shown:
+            _, picture = known[key(row["codes"][-1])]
+            scores = vectors @ encoder.embed_images([picture["image"]]).numpy()[0]
+            others = [(one["concept"], one["style"]) != (row["concept"], row["style"]) for one in training]
+            (document,) = row["retrieved"]
+            place = at[document["text"]]
+            assert others[place] and document["codes"] == training[place]["codes"]
+            assert scores[place] == scores[others & (scores <= limit)].max()
+
+
+def test_a_share_of_the_training_rows_and_all_held_out_ones_stand_behind_documents(built):
+    has = {task: [bool(row["retrieved"]) for row in of_task(built["train"], task)] for task in ("captioning", "vqa")}
+    assert 0.2 < np.mean(has["captioning"]) < 0.8 and any(has["vqa"])
+    for row in built["heldout_pairs"]:
+        assert bool(row["retrieved"]) == (row["task"] in ("captioning", "vqa"))
+    kept = emoji_retrieved.with_documents(built["train"], {}, 1.0, np.random.default_rng(0))
+    assert not any(row["retrieved"] for row in kept)  # nothing was found
+
+
+def test_a_bank_of_other_pictures_is_refused(config):
+    pictures, images = corpus_of.load_corpus(config.codes, config.corpus)
+    strangers = [replace(one, source=f"other {one.source}") for one in pictures["train"]]
+    split = SimpleNamespace(pictures=pictures["heldout_pairs"], training=strangers, images=images["heldout_pairs"])
+    with pytest.raises(ValueError, match="build the bank of this corpus"):
+        emoji_retrieved.retrieve_for(split, emoji_augmenter())
+    with pytest.raises(ValueError, match="training rows in retrieved"):
+        replace(config, retrieved={"singing": 0.5})
 
 
 def test_words_of_held_out_rows_are_not_written_in_training(config):

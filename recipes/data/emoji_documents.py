@@ -16,6 +16,7 @@ FEATURES = Features(
     DOCUMENT
     | {name: Value("string") for name in ("kind", "value", *SHOWN)}
     | {"objects": List(Value("string")), "boxes": List(List(Value("float32")))}
+    | {"retrieved": List({"text": Value("string"), "codes": List(Value("int32"))})}
 )
 
 
@@ -63,7 +64,9 @@ def described_row(
         kind (`str`): Of the task, such as what an edit changes.
         value (`str`): What is asked for: the style that a picture is to get, or the right answer.
         objects, boxes: What stands where on the picture, `x0, y0, x1, y1` in [0, 1].
+
+    Its column `retrieved` is empty; `emoji_retrieved` fills it.
     """
     known = {name: getattr(shown, name, "") for name in SHOWN}
     said = {"kind": kind, "value": value, "objects": list(objects), "boxes": [list(box) for box in boxes]}
-    return document | known | said
+    return document | known | said | {"retrieved": []}

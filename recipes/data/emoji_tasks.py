@@ -4,7 +4,8 @@
 
 Each split's rows are made of that split's pictures; what edits begin with, and wrong options, may be training ones. So
 no training row shows a held-out pair or names a held-out concept. Pictures that the corpus does not have are drawn, and
-encoded in files beside the output that a stopped run goes on with.
+encoded in files beside the output that a stopped run goes on with. Rows that ask about a picture stand behind the
+training document that it retrieves from the memory bank, as far as `retrieved` says.
 """
 
 import re
@@ -42,11 +43,16 @@ from emoji_instructions import (
 )
 from emoji_pictures import CONTROLS
 from emoji_preview import draw_rows
+from emoji_retrieved import retrieve_for, with_documents
 from transformers import AutoImageProcessor
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonVQGAN
 from cm3leon_hf.data.tokenization import ImageTokenizer
+from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
+from cm3leon_hf.retrieval.encoder import CLIPEncoder
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
+from cm3leon_hf.shipped import default_bank, default_clip
 from cm3leon_hf.vocabulary import Vocabulary
 
 TRAIN = "train"
@@ -77,6 +83,9 @@ class EmojiTasksConfig:
     written: dict = field(metadata={"help": "What is written on emoji, by concept (in the YAML)."})
     context: str = field(metadata={"help": "Of questions with options."})
     no_skin_tone: str = field(metadata={"help": "How edits call emoji without one."})
+    retrieved: dict = field(default_factory=dict, metadata={"help": "Share of rows with documents (in the YAML)."})
+    bank: str = field(default="", metadata={"help": "Folder of the memory bank; the shipped one by default."})
+    clip: str = field(default="", metadata={"help": "Folder of the CLIP that made it; the shipped one by default."})
     longest_word: int = field(default=5, metadata={"help": "Letters of a word that is drawn."})
     heldout_words: float = field(default=0.1, metadata={"help": "Share of words that only held-out rows write."})
     colour_share: float = field(default=0.1, metadata={"help": "Of a picture, that a colour must cover to be named."})
@@ -90,6 +99,8 @@ class EmojiTasksConfig:
                 raise ValueError(
                     f"expected tasks among {sorted(TASKS)} in rows of {split}, got {unknown}; correct them"
                 )
+        if unknown := sorted(set(self.retrieved) - set(self.rows[TRAIN])):
+            raise ValueError(f"expected tasks of the training rows in retrieved, got {unknown}; correct them")
 
 
 def words_by_split(pictures: dict[str, list[Picture]], config: EmojiTasksConfig) -> dict[str, list[str]]:
@@ -147,6 +158,11 @@ def rows_of(split: Split, task: str, count: int) -> list[dict]:
     return rows
 
 
+def load_augmenter(config: EmojiTasksConfig) -> RetrievalAugmenter:
+    encoder = CLIPEncoder(config.clip or default_clip())
+    return RetrievalAugmenter(MemoryBank.load(config.bank or default_bank(), encoder.name), encoder, training=False)
+
+
 def write_rows(rows: list[dict], split: str, task: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}-{task.replace('/', '-')}.parquet"
@@ -176,10 +192,15 @@ def main(config: EmojiTasksConfig) -> None:
     vqgan = CM3LeonVQGAN.from_pretrained(config.vqgan).eval()
     vqgan.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     tokenizer, shown = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan)), []
+    augmenter = load_augmenter(config) if config.retrieved else None
     for name, wanted in config.rows.items():
         split = read_split(name, pictures, images[name], tokenizer, config)
+        documents = retrieve_for(split, augmenter) if augmenter else {}
         for task, count in wanted.items():
             rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
+            if share := config.retrieved.get(task):  # held-out rows all have one; an evaluation may leave it out
+                share = share if name == TRAIN else 1.0
+                rows = with_documents(rows, documents, share, generator(config.seed, name, task, "retrieved"))
             write_rows(rows, name, task, out / "data")
             shown += rows[: SHOWN_ROWS if name == TRAIN else 0]
     draw_rows(shown, vqgan).save(out / "preview.png")

@@ -50,6 +50,7 @@ class EmojiTasksArguments:
     judge_training: dict = field(default_factory=dict, metadata={"help": "`decoded` and `training` (in the YAML)."})
     generate: dict = field(default_factory=dict, metadata={"help": "Arguments of `generate` by task (in the YAML)."})
     tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks to evaluate; all by default."})
+    retrieved: bool = field(default=True, metadata={"help": "Whether rows stand behind what they retrieved."})
     count: int = field(default=0, metadata={"help": "First rows of each task; all by default."})
     guidance_scale: float | None = field(default=None, metadata={"help": "Of all pictures but unedited ones."})
     image_guidance_scale: float | None = field(default=None, metadata={"help": "Of edits."})
@@ -74,10 +75,15 @@ def right_answers(rows: list[dict]) -> list:
 def rows_by_task(args: EmojiTasksArguments) -> dict[str, list[dict]]:
     rows = {}
     for row in load_dataset(args.dataset, split=args.split):
+        row["retrieved"] = row.get("retrieved") if args.retrieved else []
         rows.setdefault(row["task"], []).append(row)
     if unknown := sorted(set(args.tasks) - set(rows)):
         raise ValueError(f"expected tasks among {sorted(rows)}, got {unknown}; correct --tasks")
     return {task: rows[task][: args.count or None] for task in args.tasks or sorted(rows)}
+
+
+def plan(rows: list[dict], arguments: dict) -> dict:
+    return {"rows": len(rows), "generate": arguments, "documents": sum(bool(row["retrieved"]) for row in rows)}
 
 
 def real_pictures(args: EmojiTasksArguments, rows: dict[str, list[dict]]) -> dict:
@@ -127,7 +133,7 @@ def main(args: EmojiTasksArguments) -> None:
     asked = {task: args.arguments(task, is_drawn(part[0])) for task, part in rows.items()}
     facts = {"model": f"{Path(args.model).name}@{fingerprint(model)}", "adapters": args.adapters, "split": args.split}
     run = Run(Path(args.out), args.batch_size, args.seed, state.process_index, state.num_processes)
-    run.start(facts, {task: {"rows": len(part), "generate": asked[task]} for task, part in rows.items()})
+    run.start(facts, {task: plan(part, asked[task]) for task, part in rows.items()})
     processor = AutoProcessor.from_pretrained(args.model, device=state.device)
     model.to(state.device)
     for task, part in rows.items():

@@ -43,7 +43,8 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
     A model's answers to rows whose answers are all images, or all texts.
 
     Args:
-        rows (`Sequence[dict]`): With `texts`, `codes` and `answer`.
+        rows (`Sequence[dict]`): With `texts`, `codes` and `answer`, and `retrieved` if they stand behind documents,
+            each with `text` and `codes`, the best first; those that do not fit with the answer are left out.
         model ([`CM3LeonForCausalLM`]): Answers.
         processor ([`CM3LeonProcessor`]): Makes ids.
         arguments (`dict`, *optional*): Of `generate`; texts are greedy and unguided by default.
@@ -61,6 +62,8 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
     stops = [row["answer"] if is_drawn(row) else len(row["codes"]) for row in rows]
     shown = [one for row, stop in zip(rows, stops) for one in row["codes"][:stop] if one is not None]
     inputs = processor(text=prompts, image_codes=torch.tensor(shown) if shown else None).to(model.device)
+    if any(row.get("retrieved") for row in rows):
+        inputs = behind_documents(inputs, rows, model, processor, arguments or {}).to(model.device)
     if drawn == {True}:
         ids = model.generate(**inputs, generation_mode="image", **arguments or {})
         vocabulary = processor.vocabulary
@@ -68,6 +71,15 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
     ids = model.generate(**inputs, generation_mode="text", **GREEDY | (arguments or {}))
     new = ids[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.post_process_multimodal_output(new, generation_mode="text")]
+
+
+def behind_documents(inputs, rows: Sequence[dict], model, processor, arguments: dict):
+    """The rows' prompts behind their retrieved documents, as far as there is room beside an answer."""
+    length = processor.vocabulary.image_length
+    if not is_drawn(rows[0]):
+        length = arguments.get("max_new_tokens", model.generation_config.max_new_tokens or length)
+    documents = [row.get("retrieved") or [] for row in rows]
+    return processor.with_retrieved(inputs, documents, model.config.max_position_embeddings - length)
 
 
 __all__ = ["answer_instructions", "instruction_prompt", "is_drawn"]
