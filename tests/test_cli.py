@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.cli import app
+from cm3leon_hf.cli_loading import load
 
 
 def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
@@ -87,12 +88,31 @@ def test_it_describes_behind_what_the_picture_retrieves(folder, tmp_path, small_
     assert behind > alone + GRID_SIZE**2
 
 
+def test_it_edits(folder, tmp_path):
+    """The command's pictures are those of `generate` behind the processor's prompt."""
+    picture = draw("red", "circle")
+    picture.save(tmp_path / "red.png")
+    out = tmp_path / "out"
+    arguments = ["edit", str(tmp_path / "red.png"), "make it blue", "--num-images", "2", "--seed", "3"]
+    result = CliRunner().invoke(app, [*arguments, "--model", folder, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["00.png", "01.png", "grid.png"]
+    model, processor = load(folder, 3)
+    inputs = processor.for_editing(picture, "make it blue").to(model.device)
+    scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    sampling = {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 1.0, "num_return_sequences": 2}
+    ids = model.generate(**inputs, generation_mode="image", **scales, **sampling)
+    wanted = processor.post_process_multimodal_output(ids, generation_mode="image")
+    assert [Image.open(out / name).tobytes() for name in ("00.png", "01.png")] == [one.tobytes() for one in wanted]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate", " "], "expected prompts that are not empty"),
         (["generate", "apple", "--model", "no/such/folder"], "error: "),
         (["describe", "no-such-file.png"], "which is no file"),
+        (["edit", "no-such-file.png", "make it blue"], "which is no file"),
         (["generate", "very " * 600], "expected a prompt of at most"),
         (["generate", "apple", "--num-images", "4", "--candidates", "2"], "at least 4 candidates"),
         (["generate", "apple", "--candidates", "4", "--clip-model", "nobody"], "a CLIP to rank candidates"),
@@ -109,7 +129,7 @@ def test_it_says_what_is_wrong_in_one_line(arguments, message, folder, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["describe"], ["compare"], ["convert"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["describe"], ["edit"], ["compare"], ["convert"], ["serve"]])
 def test_help_teaches(command):
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0 and "cm3leon" in result.output.lower()

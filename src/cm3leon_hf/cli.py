@@ -1,4 +1,4 @@
-"""The command line: `cm3leon generate` draws, `describe` captions; `plan`, `compare`, `convert`, `export` help."""
+"""The command line: `cm3leon generate`, `describe`, `edit`, `serve`; `plan`, `compare`, `convert`, `export` help."""
 
 import logging
 from collections.abc import Iterator
@@ -9,9 +9,11 @@ import typer
 from .cli_compare import compare
 from .cli_convert import convert
 from .cli_describe import describe
+from .cli_edit import edit
 from .cli_export import export
 from .cli_generate import generate
 from .cli_plan import plan
+from .cli_serve import SETTINGS, serve
 
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns whenever transformers imports torchao
 
@@ -19,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="CM3Leon: one model that draws pictures from text and describes pictures in text.",
+    help="CM3Leon: one model that draws pictures from text, describes them in text, and edits them.",
 )
 
 
@@ -33,5 +35,6 @@ def errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-for command in (generate, describe, plan, compare, convert, export):
+for command in (generate, describe, edit, plan, compare, convert, export):
     app.command()(errors_in_one_line()(command))
+app.command(context_settings=SETTINGS)(errors_in_one_line()(serve))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_loading import Bank, ClipModel, ClipWeights, Model, Seed, load, load_augmenter, load_clip
+from .cli_loading import Bank, ClipModel, ClipWeights, Model, Seed, Temperature, TopP, load, load_augmenter, load_clip
 
 
 class Strategy(str, Enum):
@@ -22,8 +22,8 @@ def generate(
     model: Model = None,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 4,
     guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the text; 1 turns it off.")] = 3.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens up to this sum.")] = 0.9,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Below 1 is safer, above 1 more varied.")] = 1.0,
+    top_p: TopP = 0.9,
+    temperature: Temperature = 1.0,
     strategy: Annotated[
         Strategy, typer.Option(help="Guidance with top-p, contrastive decoding (CD-K), or half of each.")
     ] = Strategy.cfg,

@@ -22,6 +22,8 @@ ClipModel = Annotated[
 ClipWeights = Annotated[
     str | None, typer.Option(help="Name or file of its weights, such as `openai`.", show_default=False)
 ]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens up to this sum.")]
+Temperature = Annotated[float, typer.Option(min=0.01, help="Below 1 is safer, above 1 more varied.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed draws the same pictures.", show_default=False)]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-MODEL, CLIP, BANK = "cm3leon-emoji", "cm3leon-emoji-clip", "cm3leon-emoji-bank"
+MODEL, TUNED, CLIP, BANK = "cm3leon-emoji", "cm3leon-emoji-sft", "cm3leon-emoji-clip", "cm3leon-emoji-bank"
 
 
 def default_model() -> str:
@@ -13,6 +13,16 @@ def default_model() -> str:
         FileNotFoundError: if it is not there.
     """
     return _folder(MODEL, "config.json")
+
+
+def default_tuned_model() -> str:
+    """
+    Folder of the shipped model that was fine-tuned on the emoji tasks: editing, control images, questions and more.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    return _folder(TUNED, "config.json")
 
 
 def default_clip() -> str:
