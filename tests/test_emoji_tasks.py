@@ -227,3 +227,9 @@ def test_errors_of_the_builder_name_the_remedy(config):
         recipe.EmojiTasksConfig(**vars(config) | {"rows": {"train": {"sing": 1}}})
     with pytest.raises(ValueError, match="expected codes of the pictures"):
         corpus_of.load_corpus(config.out, config.corpus)
+
+
+def test_other_rows_in_the_same_folder_are_loaded(config, built):
+    shutil.rmtree(config.out)
+    recipe.main(replace(config, seed=config.seed + 1))
+    assert list(load_dataset(config.out, split="train")) != built["train"]

@@ -163,18 +163,15 @@ def load_augmenter(config: EmojiTasksConfig) -> RetrievalAugmenter:
     return RetrievalAugmenter(MemoryBank.load(config.bank or default_bank(), encoder.name), encoder, training=False)
 
 
-def write_rows(rows: list[dict], split: str, task: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{split}-{task.replace('/', '-')}.parquet"
+def write_rows(rows: list[dict], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=FEATURES).to_parquet(path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
-    print(f"{split}: {len(rows)} rows of {task}")
 
 
-def write_card(splits: list[str], folder: Path) -> None:
-    """Front matter that tells `load_dataset` which files belong to a split."""
-    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
-    front = yaml.safe_dump({"license": "cc-by-4.0", "configs": [{"config_name": "default", "data_files": files}]})
+def write_card(folder: Path) -> None:
+    """README.md without `configs`: those make `load_dataset` miss that a folder was rebuilt."""
+    front = yaml.safe_dump({"license": "cc-by-4.0"})
     text = "Instruction rows derived from the emoji data set; its card names the artists and their licences."
     card = f"---\n{front}---\n\n# Emoji tasks\n\n{text}\n\n![rows of each task](preview.png)\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -196,15 +193,16 @@ def main(config: EmojiTasksConfig) -> None:
     for name, wanted in config.rows.items():
         split = read_split(name, pictures, images[name], tokenizer, config)
         documents = retrieve_for(split, augmenter) if augmenter else {}
-        for task, count in wanted.items():
+        for number, (task, count) in enumerate(wanted.items()):
             rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
             if share := config.retrieved.get(task):  # held-out rows all have one; an evaluation may leave it out
                 share = share if name == TRAIN else 1.0
                 rows = with_documents(rows, documents, share, generator(config.seed, name, task, "retrieved"))
-            write_rows(rows, name, task, out / "data")
+            write_rows(rows, out / f"data/{name}-{number:05d}-of-{len(wanted):05d}.parquet")
+            print(f"{name}: {len(rows)} rows of {task}")
             shown += rows[: SHOWN_ROWS if name == TRAIN else 0]
     draw_rows(shown, vqgan).save(out / "preview.png")
-    write_card(list(config.rows), out)
+    write_card(out)
 
 
 if __name__ == "__main__":
