@@ -9,12 +9,15 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from test_architecture import CORE
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+from transformers.utils import hub
 from typer.testing import CliRunner
 
 from cm3leon_hf.cli import app
@@ -131,6 +134,30 @@ def test_the_command_adds_the_code_to_a_folder_without(folder, tmp_path):
         saved, exported = (json.loads(Path(where, name).read_text()) for where in (folder, tmp_path / "out"))
         assert saved["auto_map"].items() <= exported["auto_map"].items()
         assert {**saved, "image_processor": 0, "auto_map": 0} == {**exported, "image_processor": 0, "auto_map": 0}
+
+
+def test_what_is_pushed_is_what_is_saved(folder, model, processor, tmp_path, monkeypatch):
+    """A stand-in for the hub writes each commit's files into a folder, which then draws the same."""
+
+    def create_commit(self, repo_id, operations, **kwargs):
+        for operation in operations:
+            path = tmp_path / repo_id / operation.path_in_repo
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with operation.as_file() as file:
+                path.write_bytes(file.read())
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **kwargs: ModelCard("---\n---\n# A model"))
+    model.push_to_hub("me/model")
+    processor.push_to_hub("me/model")
+    pushed = tmp_path / "me/model"
+    files = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()]
+    assert not set(files) - {str(path.relative_to(pushed)) for path in pushed.rglob("*")}
+    loaded, reader = AutoModelForCausalLM.from_pretrained(pushed), AutoProcessor.from_pretrained(pushed)
+    wanted = model.generate(**processor.for_text_to_image("a circle"), generation_mode="image", guidance_scale=1.0)
+    found = loaded.generate(**reader.for_text_to_image("a circle"), generation_mode="image", guidance_scale=1.0)
+    assert found.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("broken", ["there already", "no model"])
