@@ -7,18 +7,24 @@ from transformers import AutoProcessor
 
 from cm3leon_hf import CM3LeonForCausalLM, default_model
 
+SUBJECTS = ("red apple", "cat face", "rocket", "green heart", "pizza", "soccer ball", "key", "sun")
+STYLES = ("fluent 3d", "fluent flat", "noto", "twemoji")
+
 
 def shipped_model_figures() -> dict:
-    """What needs trained weights: passes that Jacobi decoding saves, and greedy tokens that INT8 leaves as they are."""
+    """
+    What needs trained weights: passes that Jacobi decoding saves, and greedy tokens that INT8 leaves as they are.
+
+    The tokens are those of all styles: in one style's, a thousand, the share that stays is off by half a percent.
+    """
     path = default_model()
     processor = AutoProcessor.from_pretrained(path)
     length = processor.vocabulary.image_length
-    subjects = ["red apple", "cat face", "rocket", "green heart", "pizza", "soccer ball", "key", "sun"]
-    prompts = [f"{subject}, fluent 3d style" for subject in subjects]
+    prompts = [f"{subject}, {style} style" for style in STYLES for subject in SUBJECTS]
     model = CM3LeonForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     int8 = CM3LeonForCausalLM.from_pretrained(path, dtype=torch.bfloat16, quantization_config=quantization("int8"))
     return {
-        "jacobi_pass_ratio": length * len(prompts) / jacobi_passes(model, processor, prompts),
+        "jacobi_pass_ratio": length * len(SUBJECTS) / jacobi_passes(model, processor, prompts[: len(SUBJECTS)]),
         "int8_agreement": greedy_agreement(model, int8, processor.for_text_to_image(prompts), length),
     }
 
