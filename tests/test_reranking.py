@@ -65,9 +65,12 @@ def test_too_few_candidates_are_refused(model, processor, scorer):
 def test_strategies_are_shown_side_by_side(folder, small_clip, tmp_path):
     recipe = load_recipe("pretrain/strategies.py")
     out = tmp_path / "strategies.png"
-    arguments = {"model": folder, "clip_model": small_clip, "scales": [1.0, 3.0], "candidates": 2}
-    recipe.main(recipe.StrategyArguments(str(out), ["a red circle", "a blue square"], **arguments))
-    assert Image.open(out).width == 6 * (128 + 8) + 8  # two scales, CD-K, the best, a hole, filled
+    arguments = {"model": folder, "tuned_model": folder, "clip_model": small_clip, "scales": [1.0, 3.0]}
+    prompts, instructions = ["a red circle", "a blue square"], ["make it blue", "make it red"]
+    recipe.main(recipe.StrategyArguments(str(out), prompts, instructions, candidates=2, **arguments))
+    assert Image.open(out).width == 7 * (128 + 8) + 8  # two scales, CD-K, the best, a hole, filled, edited
+    with pytest.raises(ValueError, match="an instruction for each of 2 prompts, got 1"):
+        recipe.StrategyArguments(str(out), prompts, instructions[:1])
 
 
 def test_a_hole_covers_what_its_mask_says():
