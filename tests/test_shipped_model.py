@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import cm3leon_hf
+from cm3leon_hf.processing_prompts import EDITING
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 ROOT = Path(__file__).parents[1]
 STYLES = ["fluent 3d", "fluent flat", "noto", "twemoji"]
@@ -89,6 +91,20 @@ def test_it_knows_a_trained_picture_when_it_sees_one(path):
     ids = model.generate(**inputs, generation_mode="text", do_sample=False)
     texts = processor.post_process_multimodal_output(ids[:, inputs["input_ids"].shape[1] :])
     assert sum(style in text for style, text in zip(asked, texts)) >= 3 / 4 * len(asked)
+
+
+def test_the_tuned_one_edits_only_what_it_is_told():
+    path, bank = cm3leon_hf.default_tuned_model(), MemoryBank.load(cm3leon_hf.default_bank())
+    model, processor = AutoModelForCausalLM.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    codes = torch.tensor([document["codes"] for document in bank.fetch([0, 4000, 8000, 12000])])
+    prompts = {text: EDITING.format(text=text) for text in ("change nothing", "make it twemoji style")}
+    kept = {}
+    for text, prompt in prompts.items():
+        inputs = processor(text=[prompt] * len(codes), image_codes=codes)
+        ids = model.generate(**inputs, generation_mode="image", guidance_scale=1.0, do_sample=False)
+        same = processor.vocabulary.ids_to_codes(ids[:, -codes.shape[1] :]) == codes
+        kept[text] = same.float().mean()
+    assert kept["change nothing"] > 0.95 > 0.7 > kept["make it twemoji style"]
 
 
 def test_its_weights_fit_the_card(path):

@@ -12,19 +12,20 @@ LETTERS = 110  # of a label
 SHOWN = "[image]"  # in the text of a row
 
 
-def draw_sheet(rows: dict[str, list[dict]], answers: dict[str, list], processor, each: int = 2) -> Image.Image:
+def draw_sheet(rows: dict[str, list[dict]], answers: dict[str, list], processor, each: int = 3) -> Image.Image:
     """
-    Draws the first rows of each task, a line a task: the picture that was given, the model's answer, the right one.
+    Draws rows of each task, a line a task: the picture that was given, the model's answer, the right one.
 
     Args:
         rows (`dict[str, list[dict]]`): By task, with `texts`, `codes` and `answer`.
         answers (`dict[str, list]`): By task, the model's answers to these rows: codes or texts.
         processor ([`CM3LeonProcessor`]): Decodes the codes.
-        each (`int`): Rows of each task.
+        each (`int`): Rows of each task, as far apart as can be, since rows of a kind stand together.
     """
     cells = []
     for task, part in rows.items():
-        line = [row_cells(task, row, answer, processor) for row, answer in zip(part[:each], answers[task])]
+        shown = sorted({number * len(part) // each for number in range(each)})
+        line = [row_cells(task, part[index], answers[task][index], processor) for index in shown]
         line += [[(None, "")] * 3] * (each - len(line))
         cells += [cell for group in line for cell in group]
     return draw_grid(*zip(*cells), columns=3 * each)

@@ -10,6 +10,9 @@ from .cli_loading import Bank, ClipModel, ClipWeights, Model, Seed, load, load_a
 def describe(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's path or address.")],
     model: Model = None,
+    text: Annotated[
+        str, typer.Option(help="Instruction in front of the picture, such as `Describe the given picture.`")
+    ] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest description, in tokens.")] = 64,
     retrieve: Annotated[
         int, typer.Option(min=0, max=2, help="Put so many retrieved documents in front of the picture.")
@@ -34,7 +37,7 @@ def describe(
     picture = read_image(image)
     augmenter = load_augmenter(bank, load_clip(clip_model, clip_weights)) if retrieve else None
     model, processor = load(model, seed)
-    inputs = processor.for_image_to_text(picture)
+    inputs = processor.for_image_to_text(picture, text)
     if augmenter:
         room = model.config.max_position_embeddings - max_new_tokens
         inputs = processor.with_retrieved(inputs, augmenter.for_pictures([picture], retrieve), room)

@@ -17,7 +17,7 @@ def serve(context: typer.Context):
     from transformers.cli.serve import is_serve_available
     from transformers.cli.transformers import app
 
-    if not is_serve_available():
+    if "--help" not in context.args and not is_serve_available():
         raise ValueError(
             "expected the packages of transformers' server, found some missing; pip install cm3leon_hf[serve]"
         )
