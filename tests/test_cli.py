@@ -74,18 +74,19 @@ def test_it_describes(folder, tmp_path):
     assert result.exit_code == 0 and result.output.strip()
 
 
-def test_it_describes_behind_what_the_picture_retrieves(folder, tmp_path, small_clip, small_bank, monkeypatch):
+def test_it_describes_behind_instructions_and_documents(folder, tmp_path, small_clip, small_bank, monkeypatch):
     asked = []
     monkeypatch.setattr(
         CM3LeonForCausalLM, "generate", lambda self, input_ids, **_: asked.append(input_ids.shape[1]) or input_ids
     )
     draw("red", "circle").save(tmp_path / "red.png")
     plain = ["describe", str(tmp_path / "red.png"), "--model", folder, "--max-new-tokens", "8"]
-    for retrieve in (["--retrieve", "0"], ["--retrieve", "1", "--bank", small_bank, "--clip-model", small_clip]):
-        result = CliRunner().invoke(app, [*plain, *retrieve])
+    retrieve = ["--retrieve", "1", "--bank", small_bank, "--clip-model", small_clip]
+    for options in ([], ["--text", "Describe the given picture."], retrieve):
+        result = CliRunner().invoke(app, [*plain, *options])
         assert result.exit_code == 0, result.output
-    alone, behind = asked
-    assert behind > alone + GRID_SIZE**2
+    alone, instructed, behind = asked
+    assert alone < instructed < alone + GRID_SIZE**2 < behind
 
 
 def test_it_edits(folder, tmp_path):

@@ -87,6 +87,14 @@ def test_rows_are_answered_behind_their_documents(model, processor):
     assert alone == answer_instructions([ask], model, processor, {"max_new_tokens": 4})
 
 
+def test_documents_may_be_left_out(judged, monkeypatch):
+    stored = {"task": "say", "retrieved": [{"text": "a pig", "codes": [1]}]}
+    for wanted in (True, False):
+        monkeypatch.setattr(judged, "load_dataset", lambda *args, **kwargs: [dict(stored)])
+        (row,) = judged.rows_by_task(judged.EmojiTasksArguments(retrieved=wanted))["say"]
+        assert row["retrieved"] == (stored["retrieved"] if wanted else [])
+
+
 def test_questions_of_table_2_are_asked_as_in_training():
     tasks = yaml.safe_load((REPOSITORY / "recipes/evaluate/table2.yaml").read_text(encoding="utf-8"))["tasks"]
     template = load_tasks()["vqa2"].templates[0]

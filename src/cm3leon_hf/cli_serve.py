@@ -19,7 +19,7 @@ def serve(context: typer.Context):
 
     if "--help" not in context.args and not is_serve_available():
         raise ValueError(
-            "expected the packages of transformers' server, found some missing; pip install cm3leon_hf[serve]"
+            "expected the packages of transformers' server, found some missing; pip install 'cm3leon_hf[serve]'"
         )
     app(["serve", *context.args], prog_name="cm3leon")
 
