@@ -57,29 +57,47 @@ def test_labels_that_are_all_left_out_are_as_before():
     assert chunked_causal_loss(hidden, weight, labels, num_items_in_batch=4) == 0
 
 
-@needs_torch
-@pytest.mark.skipif(not hasattr(trl.trainer.utils, "add_fused_lm_head"), reason="this TRL computes logits")
-def test_fine_tuning_and_pretraining_compute_the_same_loss_without_logits(batch, tokenizer, tmp_path, monkeypatch):
-    """TRL's own loss and ours: one value, the same gradients, and the head is never called."""
-    monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
-    batch |= {"attention_mask": torch.ones_like(batch["input_ids"])}
-    quiet = {"use_cpu": True, "report_to": "none"}
-    pretraining = PretrainingTrainer(
-        model=small_model(), args=TrainingArguments(str(tmp_path), **quiet), vocabulary=small_model().config.vocabulary
-    )
-    dataset_kwargs = {"skip_prepare_dataset": True}
-    tuning = InstructionTrainer(
+@pytest.fixture
+def tuning(tokenizer, tmp_path) -> InstructionTrainer:
+    return InstructionTrainer(
         model=small_model(),
-        args=SFTConfig(str(tmp_path), bf16=False, dataset_kwargs=dataset_kwargs, **quiet),
+        args=SFTConfig(
+            str(tmp_path), bf16=False, use_cpu=True, report_to="none", dataset_kwargs={"skip_prepare_dataset": True}
+        ),
         train_dataset=[],
         processing_class=tokenizer,
     )
-    found = []
-    for trainer in (pretraining, tuning):
-        model, called = trainer.model.train(), []
-        model.lm_head.register_forward_hook(lambda *_, called=called: called.append(1))
-        loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(1000))
-        loss.backward()
-        assert not called
-        found.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}))
-    torch.testing.assert_close(*found)
+
+
+def loss_in(trainer, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss that a Trainer computes without ever calling the head, and its gradients."""
+    model, called = trainer.model.train(), []
+    model.zero_grad()
+    hook = model.lm_head.register_forward_hook(lambda *_: called.append(1))
+    loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(1000))
+    loss.backward()
+    hook.remove()
+    assert not called
+    return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+@needs_torch
+def test_fine_tuning_and_pretraining_compute_the_same_loss_without_logits(batch, tuning, tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3leon_hf.training.throughput.matmul_tflops", lambda dtype, device: 1.0)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    pretraining = PretrainingTrainer(model=small_model(), args=args, vocabulary=small_model().config.vocabulary)
+    torch.testing.assert_close(loss_in(tuning, batch), loss_in(pretraining, batch))
+
+
+@needs_torch
+@pytest.mark.skipif(not hasattr(trl.trainer.utils, "add_fused_lm_head"), reason="this TRL computes logits")
+@pytest.mark.parametrize("extra", ["attention_mask", "position_ids"])
+def test_fine_tuning_on_a_cpu_computes_the_loss_of_trl_and_counts_its_tokens(extra, batch, tuning):
+    ids = batch["input_ids"] = batch["input_ids"][:1] if extra == "position_ids" else batch["input_ids"]
+    batch["labels"] = batch["labels"][: len(ids)]
+    batch[extra] = torch.arange(ids.shape[1])[None] if extra == "position_ids" else torch.ones_like(ids)
+    assert tuning.own_loss
+    own, counted = loss_in(tuning, batch), tuning._total_train_tokens
+    tuning.own_loss = False
+    torch.testing.assert_close(own, loss_in(tuning, batch))
+    assert counted == ids.numel() == tuning._total_train_tokens - counted

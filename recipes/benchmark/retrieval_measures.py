@@ -22,7 +22,12 @@ from cm3leon_hf.retrieval.memory_bank import REFINE, MemoryBank
 
 K = 10  # documents a query in the table
 BATCH = 256  # rows that the augmenter takes at a time, with two queries each
-FACTORIES = ("IVF{lists},RaBitQ", "RR256,IVF{lists},RaBitQ", "RR96,IVF{lists},SQ4")  # all train in a minute
+FACTORIES = (
+    "IVF{lists},RaBitQ",
+    "RR328,IVF{lists},RaBitQ",
+    "RR256,IVF{lists},RaBitQ",
+    "RR96,IVF{lists},SQ4",
+)  # all train in a minute
 LOAD = """
 import json, sys, time, psutil
 from cm3leon_hf.retrieval.memory_bank import MemoryBank

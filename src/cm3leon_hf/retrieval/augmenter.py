@@ -187,30 +187,34 @@ class RetrievalAugmenter:
         if not asked or not self.count:
             return [[] for _ in queries]
         vectors = np.stack([queries[row][part] for part, row in asked])
-        pools = self.bank.search(vectors, max(min(self.candidates, len(self.bank)), 1))[1]
+        depth = max(min(self.candidates, len(self.bank)), 1)
+        pools = self.bank.search(vectors, depth)[1]
         taken = [[] for _ in queries]
         for part in (0, 1):  # what the picture takes, the text does not take again
             at = [number for number, (kind, _) in enumerate(asked) if kind == part]
             rows = [asked[number][1] for number in at]
-            found = self._take(vectors[at], pools[at], [sources[row] for row in rows], [taken[row] for row in rows])
+            given = [sources[row] for row in rows], [taken[row] for row in rows]
+            found = self._take(vectors[at], pools[at], depth, *given)
             for row, documents in zip(rows, found):
                 taken[row] += documents
         return [self._choose(documents, rng) for documents, rng in zip(taken, rngs)]
 
     def _take(
-        self, queries: np.ndarray, pools: np.ndarray, sources: list[Source], taken: list[list[Found]]
+        self, queries: np.ndarray, pools: np.ndarray, depth: int, sources: list[Source], taken: list[list[Found]]
     ) -> list[list[Found]]:
-        """For each query the first documents of its pool that may be taken; of a deeper pool if they are too few."""
-        found, size = [], max(1, VECTORS // pools.shape[1])
+        """For each query the first of its pool's `depth` best that may be taken; of more if they are too few."""
+        found, size = [], max(1, VECTORS // depth)
         for start in range(0, len(pools), size):
             some = slice(start, start + size)
-            found += self._accept(queries[some], pools[some], sources[some], taken[some])
+            found += self._accept(queries[some], pools[some, :depth], sources[some], taken[some])
         short = [at for at, documents in enumerate(found) if len(documents) < self.per_query]
-        depth = min(4 * pools.shape[1], DEEPEST, len(self.bank))
-        if short and depth > pools.shape[1]:
-            deeper = self.bank.search(queries[short], depth)[1]
-            again = self._take(queries[short], deeper, [sources[at] for at in short], [taken[at] for at in short])
-            for at, documents in zip(short, again):
+        deepest = min(DEEPEST, len(self.bank))
+        deeper = min(4 * depth, deepest)
+        if short and deeper > depth:
+            pools, sources, taken = pools[short], [sources[at] for at in short], [taken[at] for at in short]
+            if deeper > pools.shape[1]:  # an exact search costs the same at any depth, so one does for all
+                pools = self.bank.search(queries[short], deepest if self.bank.is_exact else deeper)[1]
+            for at, documents in zip(short, self._take(queries[short], pools, deeper, sources, taken)):
                 found[at] = documents
         return found
 

@@ -214,6 +214,11 @@ class MemoryBank:
         return self.index.d
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the index compares queries with every vector as it is."""
+        return self._exact is None
+
+    @property
     def skipped(self) -> list[dict]:
         """`id` and `reason` of each row of the source that could not be read."""
         return json.loads((self.folder / SKIPPED).read_text("utf-8")) if self.folder is not None else self._skipped
@@ -250,7 +255,7 @@ class MemoryBank:
         if not 1 <= k <= len(self):
             raise ValueError(f"expected k from 1 to the bank's {len(self)} documents, got {k}")
         queries = checked_vectors(queries, self.dimension)
-        if self._exact is None:
+        if self.is_exact:
             return self.index.search(queries, k)
         return self._refined(queries, self.index.search(queries, min(len(self), REFINE * k))[1], k)
 
