@@ -85,9 +85,9 @@ def test_merged_on_disk_it_is_what_memory_would_give(factory, part_vectors, tmp_
     [
         (0, "Flat"),
         (999_999, "Flat"),
-        (1_000_000, "RR448,IVF4096,RaBitQ"),
-        (10_000_000, "RR448,IVF16384,RaBitQ"),
-        (340_000_000, "RR448,IVF65536_HNSW32,RaBitQ"),
+        (1_000_000, "RR328,IVF4096,RaBitQ"),
+        (10_000_000, "RR328,IVF16384,RaBitQ"),
+        (340_000_000, "RR328,IVF65536_HNSW32,RaBitQ"),
     ],
 )
 def test_the_size_chooses_the_index(count, factory):

@@ -24,7 +24,7 @@ K = 10  # documents a query in the table
 BATCH = 256  # rows that the augmenter takes at a time, with two queries each
 FACTORIES = (
     "IVF{lists},RaBitQ",
-    "RR328,IVF{lists},RaBitQ",
+    "RR448,IVF{lists},RaBitQ",
     "RR256,IVF{lists},RaBitQ",
     "RR96,IVF{lists},SQ4",
 )  # all train in a minute

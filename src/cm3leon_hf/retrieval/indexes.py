@@ -12,14 +12,14 @@ from .extra import faiss, merge_ondisk
 
 FLAT = "Flat"
 FLAT_BELOW = 1_000_000  # documents; from here on the vectors are compressed
-BITS = 448  # of a compressed vector; with RaBitQ's two factors at most 64 bytes
+BITS = 328  # of a compressed vector; with RaBitQ's two factors, an id and the centroids' share at most 64 bytes
 TRAINING_VECTORS = 40  # for each list of an inverted file; FAISS warns below 39
 TRAINING_LEAST = 100_000  # vectors, if there are so many: product codes are trained on them too
 SEED = 0  # the vectors an index is trained on are the same in every run
 PROBED = 24  # one list of so many is searched
 HNSW_FROM = 65536  # lists; from here on a graph finds the nearest of them
 LISTS = "index.ivfdata"  # the inverted lists of an index that was merged on disk
-PART_VECTORS = 1 << 24  # compressed in memory before they go to disk, for 64 bytes a vector 1.2 GB
+PART_VECTORS = 1 << 24  # compressed in memory before they go to disk, for 57 bytes a vector 1.0 GB
 
 if os.name == "posix":  # OpenMP's threads do not survive a fork; a search that waits for them would never end
     os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
@@ -29,7 +29,7 @@ def choose_factory(count: int, dimension: int) -> str:
     """
     FAISS's factory string for a bank of `count` vectors of width `dimension`.
 
-    Flat below a million, and above an inverted file of some `4 sqrt(count)` lists with a bit for each of at most 448
+    Flat below a million, and above an inverted file of some `4 sqrt(count)` lists with a bit for each of at most 328
     rotated directions (RaBitQ, Gao and Long 2024), which needs no training beyond that of the lists. No PCA: FAISS's
     takes the mean away, which changes the order of inner products.
     """

@@ -31,7 +31,7 @@ from .merging import check_alike, chunks, merged_index
 if TYPE_CHECKING:
     from .encoder import CLIPEncoder  # brings torch, which a search can do without
 
-REFINE = 16  # a compressed index proposes so many times k documents, and their exact vectors decide
+REFINE = 32  # a compressed index proposes so many times k documents, and their exact vectors decide
 MAX_SCORE = 0.9
 
 
@@ -237,7 +237,7 @@ class MemoryBank:
         """
         The documents with the largest inner products, best first.
 
-        A compressed index proposes sixteen times as many, and their exact vectors decide.
+        A compressed index proposes 32 times as many, and their exact vectors decide.
 
         Args:
             queries (`np.ndarray` of shape `(queries, dimension)`): float32.
