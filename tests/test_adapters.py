@@ -1,20 +1,23 @@
 """Adapters: they come back as they were however they are loaded, over their own base alone, quantised or not."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import GRID_SIZE, load_recipe, small_model
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from safetensors.torch import load_file
 from test_sft import LORA, run, write_rows
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
+from trl import SFTConfig
 from typer.testing import CliRunner
 
 from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.cli import app
-from cm3leon_hf.training.adapters import load_adapters
+from cm3leon_hf.training.adapters import TARGETS, load_adapters
+from cm3leon_hf.training.instruction import InstructionTrainer
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,45 @@ def test_adapters_on_every_matrix_are_moved(adapters):
     assert len(saved) == 2 * 2 * 6  # two layers of six matrices, A and B of each
     assert all(weight.abs().max() > 0 for weight in saved.values())  # B starts at zero
     assert all("lora_" in name and "embed" not in name for name in saved)
+
+
+def step_under_autocast(tokenizer, folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Bytes of activations that a step keeps for its backward pass, and the adapters behind it."""
+    ids, kept = list(range(300, 364)), {}
+    trainer = InstructionTrainer(
+        model=small_model().to(torch.bfloat16),
+        args=SFTConfig(
+            str(folder),
+            max_steps=1,
+            bf16=True,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=[{"input_ids": ids, "labels": ids}] * 8,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(target_modules=TARGETS, init_lora_weights=False),
+    )
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.train()
+    adapters = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    return sum(storage.nbytes() for storage in kept.values()), adapters
+
+
+def test_adapters_keep_no_copies_of_what_they_read(tokenizer, tmp_path, monkeypatch):
+    kept, adapters = step_under_autocast(tokenizer, tmp_path)
+    monkeypatch.setattr("cm3leon_hf.training.instruction.disable_input_dtype_casting", lambda *_, **__: nullcontext())
+    before, expected = step_under_autocast(tokenizer, tmp_path)
+    torch.testing.assert_close(adapters, expected)
+    assert kept < 0.9 * before
 
 
 def test_adapters_come_back_however_they_are_loaded(adapters, folder):
