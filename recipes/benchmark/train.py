@@ -2,7 +2,8 @@
 
     python recipes/benchmark/train.py --out runs/benchmark
 
-Both models have the same shape, random weights and the same packed sequences of made-up rows. The share of the
+Both models have the same shape, random weights and the same packed sequences of made-up rows, and take turns: ours,
+OPT, OPT, ours, so that a machine that gets slower or faster meanwhile is so for both. The share of the
 machine's rate (MFU) counts the model's operations against a measured matrix product. The last line is JSON. Run it on
 an otherwise idle machine; the pipeline runs on one core (`OMP_NUM_THREADS=1`).
 """
@@ -42,7 +43,7 @@ class TrainBenchmarkArguments:
     )
     length: int = field(default=4096, metadata={"help": "Tokens of a sequence."})
     sequences: int = field(default=1, metadata={"help": "Sequences of a step."})
-    steps: int = field(default=5, metadata={"help": "Steps behind two first ones; the median counts."})
+    steps: int = field(default=3, metadata={"help": "Steps of a turn behind two first ones; the median of all counts."})
     rows: int = field(default=4096, metadata={"help": "Made-up rows."})
     rounds: int = field(default=5, metadata={"help": "Rounds of the pipeline; the fastest counts."})
     compile: bool = field(default=False, metadata={"help": "Whether to compile both models."})
@@ -128,8 +129,8 @@ def build(shape: str, kind: str, length: int):
     )
 
 
-def training_rate(args: TrainBenchmarkArguments, model, packed: PackedStream, vocabulary: Vocabulary) -> dict:
-    """What the Trainer logs at the median step."""
+def logged_steps(args: TrainBenchmarkArguments, model, packed: PackedStream, vocabulary: Vocabulary) -> list[dict]:
+    """What the Trainer logs at each step, the first two left out."""
     with tempfile.TemporaryDirectory() as folder:
         training = TrainingArguments(
             folder,
@@ -148,9 +149,18 @@ def training_rate(args: TrainBenchmarkArguments, model, packed: PackedStream, vo
         )
         trainer = PretrainingTrainer(model=model, args=training, train_dataset=packed, vocabulary=vocabulary)
         trainer.train()
-    logs = [log for log in trainer.state.log_history if "tokens_per_second" in log][2:]
+    return [log for log in trainer.state.log_history if "tokens_per_second" in log][2:]
+
+
+def training_rates(
+    args: TrainBenchmarkArguments, shape: str, packed: PackedStream, vocabulary: Vocabulary
+) -> dict[str, dict[str, float]]:
+    """What each model's Trainer logs at the median step of its turns."""
+    logs = {kind: [] for kind in ("ours", "opt")}
+    for kind in (*logs, *reversed(logs)):
+        logs[kind] += logged_steps(args, build(shape, kind, args.length), packed, vocabulary)
     wanted = ("tokens_per_second", "fraction_of_matmul_rate", "data_wait_share")
-    return {name: float(np.median([log[name] for log in logs])) for name in wanted}
+    return {kind: {name: float(np.median([log[name] for log in logs[kind]])) for name in wanted} for kind in logs}
 
 
 def main(args: TrainBenchmarkArguments) -> None:
@@ -164,10 +174,7 @@ def main(args: TrainBenchmarkArguments) -> None:
         loop = loop_rate(folder, packed, args.rounds, min(args.rows, 500))
         results |= {"pipeline_tokens_per_s_core": round(pipeline), "pipeline_over_loop": round(pipeline / loop, 1)}
         for shape in args.shapes:
-            rates = {
-                kind: training_rate(args, build(shape, kind, args.length), packed, vocabulary)
-                for kind in ("ours", "opt")
-            }
+            rates = training_rates(args, shape, packed, vocabulary)
             print(f"{shape}: {rates}")
             ours, opt = rates["ours"], rates["opt"]
             results |= {
