@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cm3leon import CM3LeonConfig
 from .generation_cm3leon import CM3LeonGenerationMixin
+from .modeling_attention import blocked_attention_forward, is_faster_in_blocks
 from .modeling_loss import chunked_causal_loss
 
 
@@ -101,6 +102,8 @@ class CM3LeonAttention(nn.Module):
         )
         if self.config._attn_implementation == "sdpa" and better_without_sdpa(query, attention_mask):
             attention = eager_attention_forward
+        elif self.config._attn_implementation == "sdpa" and is_faster_in_blocks(query, key, attention_mask):
+            attention = blocked_attention_forward
         attended, weights = attention(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
