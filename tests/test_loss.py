@@ -96,8 +96,11 @@ def test_fine_tuning_on_a_cpu_computes_the_loss_of_trl_and_counts_its_tokens(ext
     ids = batch["input_ids"] = batch["input_ids"][:1] if extra == "position_ids" else batch["input_ids"]
     batch["labels"] = batch["labels"][: len(ids)]
     batch[extra] = torch.arange(ids.shape[1])[None] if extra == "position_ids" else torch.ones_like(ids)
+    if extra == "attention_mask":  # one is shorter
+        batch[extra][0, -3:], batch["labels"][0, -3:] = 0, -100
+    read = int(batch["attention_mask"].sum()) if extra == "attention_mask" else ids.numel()
     assert tuning.own_loss
     own, counted = loss_in(tuning, batch), tuning._total_train_tokens
     tuning.own_loss = False
     torch.testing.assert_close(own, loss_in(tuning, batch))
-    assert counted == ids.numel() == tuning._total_train_tokens - counted
+    assert counted == read == tuning._total_train_tokens - counted

@@ -124,10 +124,11 @@ def with_callback(monkeypatch, callback: TrainerCallback):
     monkeypatch.setattr(RECIPE, "InstructionTrainer", lambda **k: InstructionTrainer(**k, callbacks=[callback]))
 
 
+GROUPED = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
 PACKED = {"packed": True, "window": 8, "max_length": 96, "per_device_train_batch_size": 2}
 
 
-@pytest.mark.parametrize("kind", [LORA, PACKED], ids=["adapters", "packed"])
+@pytest.mark.parametrize("kind", [LORA, PACKED, GROUPED], ids=["adapters", "packed", "grouped"])
 def test_a_stopped_run_goes_on_to_the_last_bit(kind, data, folder, tmp_path, monkeypatch):
     settings, name = kind | {"max_steps": 3}, "adapter_model" if "use_peft" in kind else "model"
     run(tmp_path / "whole", data, folder, **settings)

@@ -50,7 +50,8 @@ class InstructionTrainer(ExactResumeMixin, FiniteStepsMixin, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs or not (self.own_loss and model.training):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        read = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
+        inputs = dict(inputs)  # padding is on the right, where no token looks: causal attention is fast without a mask
+        read = inputs.pop("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
         self._total_train_tokens += int(self.accelerator.gather(read).sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         inputs = inputs | {"loss_only": True, "use_cache": False}
