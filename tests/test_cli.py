@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.cli import app
-from cm3leon_hf.cli_loading import load
+from cm3leon_hf.cli_loading import load, load_augmenter, load_clip
 
 
 def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
@@ -89,17 +89,26 @@ def test_it_describes_behind_instructions_and_documents(folder, tmp_path, small_
     assert alone < instructed < alone + GRID_SIZE**2 < behind
 
 
-def test_it_edits(folder, tmp_path):
+@pytest.mark.parametrize("retrieve", [0, 1])
+def test_it_edits(retrieve, folder, tmp_path, small_clip, small_bank):
     """The command's pictures are those of `generate` behind the processor's prompt."""
     picture = draw("red", "circle")
     picture.save(tmp_path / "red.png")
     out = tmp_path / "out"
-    arguments = ["edit", str(tmp_path / "red.png"), "make it blue", "--num-images", "2", "--seed", "3"]
+    arguments = ["edit", str(tmp_path / "red.png"), "blue", "--num-images", "2", "--seed", "3"]
+    arguments += ["--retrieve", str(retrieve), "--bank", small_bank, "--clip-model", small_clip]
     result = CliRunner().invoke(app, [*arguments, "--model", folder, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == ["00.png", "01.png", "grid.png"]
+    augmenter = load_augmenter(small_bank, load_clip(small_clip, None))
     model, processor = load(folder, 3)
-    inputs = processor.for_editing(picture, "make it blue").to(model.device)
+    inputs = processor.for_editing(picture, "blue")
+    if retrieve:
+        found = augmenter.for_pictures([picture])
+        shown = processor.with_retrieved(inputs, found, model.config.max_position_embeddings - GRID_SIZE**2)
+        assert shown["input_ids"].shape[1] > inputs["input_ids"].shape[1] + GRID_SIZE**2
+        inputs = shown
+    inputs = inputs.to(model.device)
     scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
     sampling = {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 1.0, "num_return_sequences": 2}
     ids = model.generate(**inputs, generation_mode="image", **scales, **sampling)

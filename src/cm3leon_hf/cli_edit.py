@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .cli_generate import save
-from .cli_loading import Seed, Temperature, TopP, load
+from .cli_loading import Bank, ClipModel, ClipWeights, Seed, Temperature, TopP, load, load_augmenter, load_clip
 
 
 def edit(
@@ -21,6 +21,12 @@ def edit(
     num_images: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
     guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the instruction.")] = 3.0,
     image_guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the picture.")] = 1.5,
+    retrieve: Annotated[
+        int, typer.Option(min=0, max=2, help="Put so many documents that the picture retrieves in front of it.")
+    ] = 0,
+    bank: Bank = None,
+    clip_model: ClipModel = None,
+    clip_weights: ClipWeights = None,
     top_p: TopP = 0.9,
     temperature: Temperature = 1.0,
     seed: Seed = None,
@@ -36,7 +42,7 @@ def edit(
 
     **Examples**
 
-    `cm3leon edit apple.png "make it noto style"`
+    `cm3leon edit apple.png "make it noto style" --retrieve 1`
 
     `cm3leon edit heart.png "make it blue" --num-images 8 --seed 1`
 
@@ -48,10 +54,14 @@ def edit(
     from .shipped import default_tuned_model
 
     given = read_image(image)
+    augmenter = load_augmenter(bank, load_clip(clip_model, clip_weights)) if retrieve else None
     model, processor = load(model or default_tuned_model(), seed)
-    inputs = processor.for_editing(given, instruction).to(model.device)
+    inputs = processor.for_editing(given, instruction)
+    if augmenter:
+        room = model.config.max_position_embeddings - processor.vocabulary.image_length
+        inputs = processor.with_retrieved(inputs, augmenter.for_pictures([given], retrieve), room)
     ids = model.generate(
-        **inputs,
+        **inputs.to(model.device),
         generation_mode="image",
         guidance_scale=guidance_scale,
         image_guidance_scale=image_guidance_scale,
