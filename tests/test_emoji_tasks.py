@@ -3,7 +3,6 @@
 import re
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import emoji_corpus as corpus_of
 import emoji_pictures
@@ -32,7 +31,7 @@ from cm3leon_hf.evaluation.boxes import drawn_box_iou, drawn_boxes
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, saved_vqgan):
     config = emoji_config(tmp_path_factory.mktemp("emoji"), saved_vqgan)
-    return replace(config, retrieved={"captioning": 0.5, "vqa/name": 1.0})
+    return replace(config, retrieved={"captioning": 0.5, "vqa/name": 1.0, "edit/style": 1.0})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,17 +143,20 @@ def test_reasoning_explains_and_chooses_the_group(built):
     assert "\nOptions: (A) " in said and row["texts"][row["answer"]].endswith(f") {row['value']}")
 
 
-def test_questions_stand_behind_the_best_training_picture_of_another_pair(built, known):
+def test_rows_stand_behind_the_best_training_picture_of_another_pair(built, known):
     training, encoder = emoji_rows()["train"], SeededEncoder()
     vectors = encoder.embed_images([row["image"] for row in training]).numpy()
     at, limit = {row["captions"][0]: place for place, row in enumerate(training)}, emoji_augmenter().limit
     for rows in built.values():
         shown = [row for row in rows if row["retrieved"]]
-        assert {(row["task"], row["kind"]) for row in shown} <= {("captioning", ""), ("vqa", "name")}
+        tasks = {("captioning", ""), ("vqa", "name"), ("edit", "style")}
+        assert {(row["task"], row["kind"]) for row in shown} <= tasks
         for row in shown:
-            _, picture = known[key(row["codes"][-1])]
+            _, picture = known[key(next(codes for codes in row["codes"] if codes))]
+            assert row["read"] == picture["source"]
             scores = vectors @ encoder.embed_images([picture["image"]]).numpy()[0]
-            others = [(one["concept"], one["style"]) != (row["concept"], row["style"]) for one in training]
+            pairs = {(one["concept"], one["style"]) for one in (picture, row)}  # what is read, and what is drawn
+            others = np.array([(one["concept"], one["style"]) not in pairs for one in training])
             (document,) = row["retrieved"]
             place = at[document["text"]]
             assert others[place] and document["codes"] == training[place]["codes"]
@@ -165,7 +167,7 @@ def test_a_share_of_the_training_rows_and_all_held_out_ones_stand_behind_documen
     has = {task: [bool(row["retrieved"]) for row in of_task(built["train"], task)] for task in ("captioning", "vqa")}
     assert 0.2 < np.mean(has["captioning"]) < 0.8 and any(has["vqa"])
     for row in built["heldout_pairs"]:
-        assert bool(row["retrieved"]) == (row["task"] in ("captioning", "vqa"))
+        assert bool(row["retrieved"]) == (row["task"] in ("captioning", "vqa") or row["kind"] == "style")
     kept = emoji_retrieved.with_documents(built["train"], {}, 1.0, np.random.default_rng(0))
     assert not any(row["retrieved"] for row in kept)  # nothing was found
 
@@ -173,9 +175,8 @@ def test_a_share_of_the_training_rows_and_all_held_out_ones_stand_behind_documen
 def test_a_bank_of_other_pictures_is_refused(config):
     pictures, images = corpus_of.load_corpus(config.codes, config.corpus)
     strangers = [replace(one, source=f"other {one.source}") for one in pictures["train"]]
-    split = SimpleNamespace(pictures=pictures["heldout_pairs"], training=strangers, images=images["heldout_pairs"])
     with pytest.raises(ValueError, match="build the bank of this corpus"):
-        emoji_retrieved.retrieve_for(split, emoji_augmenter())
+        emoji_retrieved.retrieve_for(pictures["heldout_pairs"], images["heldout_pairs"], strangers, emoji_augmenter())
     with pytest.raises(ValueError, match="training rows in retrieved"):
         replace(config, retrieved={"singing": 0.5})
 

@@ -14,7 +14,7 @@ from cm3leon_hf.vocabulary import Vocabulary
 SHOWN = ("concept", "style", "skin_tone", "gender", "colour", "kin", "source")
 FEATURES = Features(
     DOCUMENT
-    | {name: Value("string") for name in ("kind", "value", *SHOWN)}
+    | {name: Value("string") for name in ("kind", "value", "read", *SHOWN)}
     | {"objects": List(Value("string")), "boxes": List(List(Value("float32")))}
     | {"retrieved": List({"text": Value("string"), "codes": List(Value("int32"))})}
 )
@@ -54,6 +54,7 @@ def described_row(
     value: str = "",
     objects: Sequence[str] = (),
     boxes: Sequence[Sequence[float]] = (),
+    read: Picture | None = None,
 ) -> dict:
     """
     A row of `FEATURES`.
@@ -64,9 +65,11 @@ def described_row(
         kind (`str`): Of the task, such as what an edit changes.
         value (`str`): What is asked for: the style that a picture is to get, or the right answer.
         objects, boxes: What stands where on the picture, `x0, y0, x1, y1` in [0, 1].
+        read ([`Picture`], *optional*): What the picture shows that is read, if that is another one.
 
     Its column `retrieved` is empty; `emoji_retrieved` fills it.
     """
     known = {name: getattr(shown, name, "") for name in SHOWN}
     said = {"kind": kind, "value": value, "objects": list(objects), "boxes": [list(box) for box in boxes]}
+    said["read"] = read.source if read else known["source"]
     return document | known | said | {"retrieved": []}

@@ -88,7 +88,7 @@ def edits(split: Split, kind: str, count: int) -> Iterator[dict]:
         value = getattr(target, kind)
         text = split.wording(f"edit/{kind}", value=value or split.config.no_skin_tone)
         fields = {"input": start.codes, "text": text, "image": target.codes}
-        yield split.row("edit", target, fields, kind=kind, value=value)
+        yield split.row("edit", target, fields, kind=kind, value=value, read=start)
 
 
 def no_edits(split: Split, count: int) -> Iterator[dict]:

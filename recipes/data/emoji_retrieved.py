@@ -3,52 +3,75 @@
 from dataclasses import replace
 
 import numpy as np
+from datasets import Dataset
 from emoji_corpus import Picture
-from emoji_instructions import Split, pair
+from emoji_instructions import pair
 from tqdm.auto import tqdm
 
 from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 
-CANDIDATES, BATCH = 4, 256
+CANDIDATES, BATCH = 16, 256
 
 
-def retrieve_for(split: Split, augmenter: RetrievalAugmenter) -> dict[str, dict]:
+def retrieve_for(
+    pictures: list[Picture], images: Dataset, training: list[Picture], augmenter: RetrievalAugmenter
+) -> dict[str, list[tuple[Picture, dict]]]:
     """
-    By source, the best document for each picture of a split, as a picture that nobody has seen would find it.
+    By source, the documents for each picture, as a picture that nobody has seen would find them, the best first.
 
     So no document shows the picture's own concept in its own style: of a held-out pair there is none.
 
     Args:
-        split ([`Split`]): With its pictures as pixels.
-        augmenter ([`RetrievalAugmenter`]): Over documents whose ids are sources of training pictures.
+        pictures (`list[Picture]`): What to retrieve for.
+        images (`Dataset`): The same as pixels.
+        training (`list[Picture]`): What the documents show, whose ids are their sources.
+        augmenter ([`RetrievalAugmenter`]): Over these documents.
+
+    Returns:
+        `dict`: lists of what a document shows, and its `text` and `codes`.
 
     Raises:
         ValueError: if the bank has documents that are no training pictures.
     """
-    training = {one.source: one for one in split.training}
+    known = {one.source: one for one in training}
     augmenter = replace(augmenter, training=False, count=CANDIDATES, per_query=CANDIDATES)
     found = {}
-    for start in tqdm(range(0, len(split.pictures), BATCH), desc="retrieving"):
-        shown = split.pictures[start : start + BATCH]
-        queries = [{"id": one.source, "codes": one.codes, "image": split.images[one.index]["image"]} for one in shown]
+    for start in tqdm(range(0, len(pictures), BATCH), desc="retrieving"):
+        shown = pictures[start : start + BATCH]
+        queries = [{"id": one.source, "codes": one.codes, "image": images[one.index]["image"]} for one in shown]
         for one, documents in zip(shown, augmenter.retrieve(queries)):
-            for document in reversed(documents):  # the best one stays
-                if is_other(document, one, training):
-                    found[one.source] = {"text": document["text"], "codes": document["codes"]}
+            like = [(training_picture(document, known), document) for document in documents]
+            found[one.source] = [
+                (other, {"text": document["text"], "codes": document["codes"]})
+                for other, document in like
+                if pair(other) != pair(one)
+            ]
     return found
 
 
-def is_other(document: dict, shown: Picture, training: dict[str, Picture]) -> bool:
-    if document["id"] not in training:
+def training_picture(document: dict, known: dict[str, Picture]) -> Picture:
+    if document["id"] not in known:
         raise ValueError(
             f"expected a bank of the corpus' training pictures, found a document {document['id']!r} that is none; "
             "build the bank of this corpus"
         )
-    return pair(training[document["id"]]) != pair(shown)
+    return known[document["id"]]
 
 
-def with_documents(rows: list[dict], found: dict[str, dict], share: float, rng: np.random.Generator) -> list[dict]:
-    """The rows of one task, so many of them behind the document that their picture retrieves."""
+def with_documents(
+    rows: list[dict], found: dict[str, list[tuple[Picture, dict]]], share: float, rng: np.random.Generator
+) -> list[dict]:
+    """
+    The rows of one task, so many of them behind the best document that the picture retrieves which they read.
+
+    It does not show what is to be drawn either, in the style that it is to have.
+    """
     kept = rng.random(len(rows)) < share
-    documents = [[found[row["source"]]] if keep and row["source"] in found else [] for row, keep in zip(rows, kept)]
-    return [row | {"retrieved": documents} for row, documents in zip(rows, documents)]
+    return [row | {"retrieved": best_for(row, found) if keep else []} for row, keep in zip(rows, kept)]
+
+
+def best_for(row: dict, found: dict[str, list[tuple[Picture, dict]]]) -> list[dict]:
+    others = (
+        document for other, document in found.get(row["read"], ()) if pair(other) != (row["concept"], row["style"])
+    )
+    return [document for document in [next(others, None)] if document]

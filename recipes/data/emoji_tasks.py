@@ -189,10 +189,13 @@ def main(config: EmojiTasksConfig) -> None:
     vqgan = CM3LeonVQGAN.from_pretrained(config.vqgan).eval()
     vqgan.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     tokenizer, shown = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan)), []
-    augmenter = load_augmenter(config) if config.retrieved else None
+    documents = {}
+    if config.retrieved:
+        augmenter = load_augmenter(config)
+        for name in pictures:  # of all splits, since held-out edits may begin with a training picture
+            documents |= retrieve_for(pictures[name], images[name], pictures[TRAIN], augmenter)
     for name, wanted in config.rows.items():
         split = read_split(name, pictures, images[name], tokenizer, config)
-        documents = retrieve_for(split, augmenter) if augmenter else {}
         for number, (task, count) in enumerate(wanted.items()):
             rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
             if share := config.retrieved.get(task):  # held-out rows all have one; an evaluation may leave it out
