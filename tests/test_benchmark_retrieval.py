@@ -8,6 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import REPOSITORY, load_recipe
+from small_banks import SeededEncoder
+from small_emoji import HELD_OUT_PAIRS, emoji_config, emoji_rows
+
+from cm3leon_hf.retrieval.memory_bank import MemoryBank
 
 
 @contextmanager
@@ -54,3 +58,19 @@ def test_the_fastest_round_counts_and_calls_take_turns(benchmark, monkeypatch):
     monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
     assert measures.fastest(2, lambda: order.append("a"), lambda: order.append("b")) == [1, 1]
     assert "".join(order) == "abbaab"
+
+
+def test_hits_are_documents_of_the_same_concept(benchmark, tmp_path, monkeypatch):
+    """To this encoder a thing looks the same in all styles, and captions have nothing in common."""
+    emoji_config(tmp_path, "")
+    rows, encoder = emoji_rows()["train"], SeededEncoder()
+    documents = [{"id": row["source"], "text": row["captions"][0], "codes": row["codes"]} for row in rows]
+    vectors = encoder.embed_images([row["image"] for row in rows]).numpy()
+    bank = MemoryBank.from_vectors(documents, vectors, encoder.name, max_score=2.0)
+    measures = load_recipe("benchmark/retrieval_measures.py")
+    monkeypatch.setattr(measures, "CLIPEncoder", lambda model: encoder)
+    monkeypatch.setattr(measures.MemoryBank, "load", lambda *_: bank)
+    args = measures.RetrievalArguments(bank="bank", clip_model="clip", dataset=str(tmp_path / "emoji"))
+    found = measures.heldout_hit_rate(args)
+    assert found["heldout_picture_hit_rate"] == 1 and found["heldout_hit_rate"] < 1
+    assert found["heldout_prompts"] == len(HELD_OUT_PAIRS)

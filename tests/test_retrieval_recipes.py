@@ -75,7 +75,9 @@ def clip(home) -> str:
     recipe = load_recipe("retrieval/train_clip.py")
     (home / "clip_config").mkdir()
     (home / "clip_config" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
-    arguments = recipe.CLIPArguments(str(home / "drawn"), str(home / "clip_config"), str(home / "tokenizer"))
+    arguments = recipe.CLIPArguments(
+        str(home / "drawn"), str(home / "clip_config"), str(home / "tokenizer"), jitter=0.1
+    )
     recipe.main(arguments, training(home / "clip", max_steps=12, learning_rate=5e-3))
     return f"local-dir:{home / 'clip'}"
 
@@ -127,6 +129,24 @@ def test_batches_alike_hold_one_value_and_every_row_once(share):
     kinds = [len({values[row] for row in order[at : at + 5]}) for at in range(0, 100, 5)]
     alike = sum(kind == 1 for kind in kinds) / len(kinds)
     assert alike <= 0.3 if share == 0 else share - 0.2 <= alike
+
+
+def test_batches_alike_see_no_row_of_two_passes():
+    values = ["a", "b", "b", "c"] * 8
+    order = alike_batches(values * 3, 5, 0.6, np.random.default_rng(0), passes=3)
+    assert len(order) == len(set(order)) == 2 * 30 + 32  # less than a batch of two passes is left out
+    passes = [{row // 32 for row in order[at : at + 5]} for at in range(0, len(order), 5)]
+    assert [min(one) for one in passes] == [0] * 6 + [1] * 6 + [2] * 7 and all(len(one) == 1 for one in passes)
+
+
+def test_names_stand_in_place_of_a_share_of_the_captions():
+    recipe = load_recipe("retrieval/train_clip.py")
+    rows = {"captions": [["a red pig"]] * 40, "thing": ["pig"] * 40, "image": [draw("red", "circle")] * 40}
+    args = recipe.CLIPArguments("", "", "", name="thing", name_share=0.5)
+    given = [args, lambda image: torch.zeros(1), lambda texts: texts]
+    texts = recipe.prepare(rows, *given, np.random.default_rng(0))["input_ids"]
+    assert set(texts) == {"pig", "a red pig"} and 10 < texts.count("pig") < 30
+    assert recipe.prepare(rows, *given, None)["input_ids"] == ["a red pig"] * 40
 
 
 def test_the_bank_holds_the_training_split(home, bank, clip):

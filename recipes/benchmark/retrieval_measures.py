@@ -14,6 +14,7 @@ from datasets import load_dataset
 from PIL import Image
 from retrieval_synthetic import ENCODER, SHARD
 
+from cm3leon_hf.images import read_image
 from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 from cm3leon_hf.retrieval.bank_files import INDEX
 from cm3leon_hf.retrieval.encoder import CLIPEncoder
@@ -194,14 +195,25 @@ def measure_autofaiss(folder: Path, args: RetrievalArguments, budget: int) -> di
 
 
 def heldout_hit_rate(args: RetrievalArguments) -> dict:
-    """For every pair of concept and style of a held-out split: whether the two documents hold the concept."""
+    """
+    For every pair of concept and style of a held-out split: whether the concept is what the two documents of its
+    caption show, one of them at least, and what the best document of its picture shows.
+    """
     encoder = CLIPEncoder(args.clip_model)
     augmenter = RetrievalAugmenter(MemoryBank.load(args.bank, encoder.name), encoder)
-    splits = load_dataset(args.dataset).select_columns([args.id_column, "concept", "style", "captions"])
-    concepts = {}
+    splits, concepts = load_dataset(args.dataset), {}
     for split in splits.values():
         concepts |= zip(split[args.id_column], split["concept"])
-    prompts = {(row["concept"], row["style"]): row["captions"][0] for row in splits[args.split].to_list()[::-1]}
-    found = augmenter.for_prompts(list(prompts.values()), 2)
-    hits = [any(concepts[one["id"]] == concept for one in two) for (concept, _), two in zip(prompts, found)]
-    return {"heldout_hit_rate": sum(hits) / len(hits), "heldout_prompts": len(hits)}
+    held_out = splits[args.split].select_columns(["concept", "style", "captions", "image"])
+    pairs = {(row["concept"], row["style"]): row for row in held_out.to_list()[::-1]}
+    texts = [row["captions"][0] for row in pairs.values()]
+    pictures = [read_image(row["image"]["bytes"] or row["image"]["path"]) for row in pairs.values()]
+    found = {
+        "heldout_hit_rate": augmenter.for_prompts(texts, 2),
+        "heldout_picture_hit_rate": augmenter.for_pictures(pictures, 1),
+    }
+    hits = {
+        name: [any(concepts[one["id"]] == concept for one in shown) for (concept, _), shown in zip(pairs, documents)]
+        for name, documents in found.items()
+    }
+    return {name: sum(one) / len(one) for name, one in hits.items()} | {"heldout_prompts": len(pairs)}

@@ -31,16 +31,22 @@ class CLIPArguments:
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
     passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
+    name: str = field(default="", metadata={"help": "Column that may be the text in place of a caption."})
+    name_share: float = field(default=0.5, metadata={"help": "Share of the texts that are `name`, if there is one."})
     alike: str = field(default="", metadata={"help": "Column that is the same within batches, such as the style."})
     alike_share: float = field(default=0.7, metadata={"help": "Share of the rows in batches of one value of `alike`."})
     crop: float = field(default=0.9, metadata={"help": "Smallest share of a picture that a training crop keeps."})
+    jitter: float = field(default=0.0, metadata={"help": "How much every second picture's colours change, in [0, 1]."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure recall on."})
 
 
-def prepare(rows: dict, transform, tokenizer, rng: np.random.Generator | None) -> dict:
-    """Pictures and one of their captions, the first without `rng`, as tensors."""
+def prepare(rows: dict, args: CLIPArguments, transform, tokenizer, rng: np.random.Generator | None) -> dict:
+    """Pictures and one of their texts, the first caption without `rng`, as tensors."""
     captions = [texts[rng.integers(len(texts)) if rng else 0] for texts in rows["captions"]]
+    if rng and args.name:
+        named = rng.random(len(captions)) < args.name_share
+        captions = [name if use else caption for use, name, caption in zip(named, rows[args.name], captions)]
     pixels = [transform(read_image(image)) for image in rows["image"]]
     return {"pixel_values": torch.stack(pixels), "input_ids": tokenizer(captions)}
 
@@ -48,8 +54,11 @@ def prepare(rows: dict, transform, tokenizer, rng: np.random.Generator | None) -
 def main(args: CLIPArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
     config = json.loads(Path(args.model_config, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    augmentation = {"scale": (args.crop, 1.0)}
+    if args.jitter:
+        augmentation |= {"color_jitter": (args.jitter, args.jitter, args.jitter, 0.0), "color_jitter_prob": 0.5}
     clip, augmented, plain = open_clip.create_model_and_transforms(
-        f"local-dir:{args.model_config}", aug_cfg={"scale": (args.crop, 1.0)}, load_weights=False
+        f"local-dir:{args.model_config}", aug_cfg=augmentation, load_weights=False
     )
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
@@ -58,13 +67,13 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
     if args.balance:
         train = train.select(balanced_rows(zip(*(train[column] for column in args.balance)), args.passes))
     if args.alike:
-        size = training.train_batch_size * training.world_size
-        train = train.select(alike_batches(train[args.alike][:], size, args.alike_share, rng))
+        size, passes = training.train_batch_size * training.world_size, args.passes if args.balance else 1
+        train = train.select(alike_batches(train[args.alike][:], size, args.alike_share, rng, passes))
     trainer = Trainer(
         model=CLIPObjective(clip),
         args=training,
-        train_dataset=train.with_transform(lambda rows: prepare(rows, augmented, tokenizer, rng)),
-        eval_dataset=held_out.with_transform(lambda rows: prepare(rows, plain, tokenizer, None)),
+        train_dataset=train.with_transform(lambda rows: prepare(rows, args, augmented, tokenizer, rng)),
+        eval_dataset=held_out.with_transform(lambda rows: prepare(rows, args, plain, tokenizer, None)),
         compute_metrics=recall_at_1,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))

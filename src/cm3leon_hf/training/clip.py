@@ -49,7 +49,9 @@ def recall_at_1(result: EvalPrediction) -> dict[str, float]:
     }
 
 
-def alike_batches(values: Sequence[Hashable], size: int, share: float, rng: np.random.Generator) -> list[int]:
+def alike_batches(
+    values: Sequence[Hashable], size: int, share: float, rng: np.random.Generator, passes: int = 1
+) -> list[int]:
     """
     An order of rows in which some batches hold one value only, so that a CLIP learns to tell rows apart by all else.
 
@@ -58,11 +60,22 @@ def alike_batches(values: Sequence[Hashable], size: int, share: float, rng: np.r
         size (`int`): Rows in a batch.
         share (`float`): Share of the rows in such batches, in [0, 1]; the other batches are of any rows.
         rng (`np.random.Generator`): Shuffles.
+        passes (`int`): Equal parts that the rows consist of, such as those of [`balanced_rows`], which see all groups
+            once: no batch holds rows of two.
 
     Returns:
-        `list[int]`: all row numbers, for `datasets.Dataset.select` and a sequential sampler.
+        `list[int]`: row numbers, for `datasets.Dataset.select` and a sequential sampler. All of them, but for less than
+        a batch at the end of each pass before the last.
     """
-    rows = rng.permutation(len(values))
+    order = []
+    for rows in np.split(np.arange(len(values)), passes):
+        order = order[: len(order) // size * size] + _batches_of_a_pass(rng.permutation(rows), values, size, share, rng)
+    return order
+
+
+def _batches_of_a_pass(
+    rows: np.ndarray, values: Sequence[Hashable], size: int, share: float, rng: np.random.Generator
+) -> list[int]:
     alike, mixed = np.split(rows, [round(share * len(rows))])
     groups = defaultdict(list)
     for row in alike:
