@@ -186,6 +186,8 @@ def test_captions_are_read_word_by_word():
         "waving hand",
         "fluent 3d",
     )
+    both = "woman with headscarf with dark skin tone, noto style"
+    assert emoji_measures.read_caption(both) == ("woman with headscarf", "noto")
     assert emoji_measures.read_caption("woman with red hair, noto style") == ("woman with red hair", "noto")
     assert emoji_measures.read_caption("a picture") == ("", "")
 

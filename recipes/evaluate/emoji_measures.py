@@ -15,7 +15,7 @@ from cm3leon_hf.evaluation.image_to_text import short
 from cm3leon_hf.evaluation.words import nearest_words
 
 CAPTION = re.compile(r"(?P<subject>.*), (?P<style>.*) style")
-SKIN_TONE = re.compile(r" with [a-z -]+ skin tones?$")
+SKIN_TONE = re.compile(r" with (?!.* with )[a-z -]+ skin tones?$")
 CONTROLS = {"canny": Canny(), "scribble": Scribble(edges=Canny()), "segmentation": Foreground()}
 
 Metrics = dict[str, list[float]]
