@@ -42,7 +42,7 @@ def source_distribution() -> Path:
     if result.returncode:
         pytest.skip(f"no source distribution of transformers: {result.stderr[-200:]}", allow_module_level=True)
     with tarfile.open(CACHE / f"transformers-{VERSION}.tar.gz") as archive:
-        archive.extractall(CACHE, filter="data")
+        archive.extractall(CACHE, **{"filter": "data"} if hasattr(tarfile, "data_filter") else {})  # not in 3.11.3
     return folder
 
 
