@@ -1,6 +1,7 @@
 """What the pictures of instruction rows retrieve, so that a model learns to name what it sees by its like."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from datasets import Dataset
@@ -74,4 +75,4 @@ def best_for(row: dict, found: dict[str, list[tuple[Picture, dict]]]) -> list[di
     others = (
         document for other, document in found.get(row["read"], ()) if pair(other) != (row["concept"], row["style"])
     )
-    return [document for document in [next(others, None)] if document]
+    return list(islice(others, 1))

@@ -57,10 +57,11 @@ class BlockedAttention(torch.autograd.Function):
 def blocks(shape: torch.Size, mask: torch.Tensor | None) -> Iterator[tuple[slice, slice, slice]]:
     """Rows of batch and heads, queries, and the keys up to the last of them; under a mask, rows of one sequence."""
     batch, heads, length, _ = shape
+    alike = batch * heads if mask is None else heads  # rows under one mask
     size = max(FEWEST, length // 8)
-    together = max(1, min(heads if mask is not None else batch * heads, ELEMENTS // (size * length)))
-    for first in range(0, batch * heads, heads if mask is not None else batch * heads):
-        last = first + heads if mask is not None else batch * heads
+    together = max(1, min(alike, ELEMENTS // (size * length)))
+    for first in range(0, batch * heads, alike):
+        last = first + alike
         for row in range(first, last, together):
             for start in range(0, length, size):
                 stop = min(start + size, length)
