@@ -127,6 +127,8 @@ def test_questions_about_sides_have_the_canvas_answer(built, side):
         left = int(canvas["boxes"][0][0] > canvas["boxes"][1][0])
         assert row["value"] == canvas["objects"][left if side == "left" else 1 - left]
         assert row["texts"][row["answer"]].strip() == row["value"]
+        asked = "".join(text for text in row["texts"][: row["answer"]] if text)
+        assert all(name in asked for name in canvas["objects"])
 
 
 def test_segmentation_fills_holes_that_the_border_does_not_reach():

@@ -54,20 +54,29 @@ def losses(launcher: list[str], settings: dict, folder, **changes) -> list[float
     return [log["loss"] for log in state["log_history"] if "loss" in log]
 
 
+def started_by(name: str, folder: Path) -> list[str]:
+    """Starts a script on two processes by one of the recipes' launch files."""
+    config = yaml.safe_load((REPOSITORY / f"recipes/accelerate/{name}.yaml").read_text())
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / f"{name}.yaml")]
+
+
 @pytest.fixture
 def launcher(tmp_path) -> list[str]:
     """Starts a script on two processes under FSDP2."""
-    config = yaml.safe_load((REPOSITORY / "recipes/accelerate/fsdp2.yaml").read_text())
-    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
-    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2.yaml")]
+    return started_by("fsdp2", tmp_path)
 
 
-def test_fsdp2_on_two_processes_equals_one(settings, launcher, tmp_path):
-    folders = [tmp_path / name for name in ("two", "one")]
+@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def test_two_processes_learn_what_one_does(settings, name, tmp_path, monkeypatch):
+    if name == "zero3":
+        pytest.importorskip("deepspeed")
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    folders = [tmp_path / count for count in ("two", "one")]
     for folder in folders:
         folder.mkdir()
-    two = losses(launcher, settings, folders[0], per_device_train_batch_size=2)
+    two = losses(started_by(name, tmp_path), settings, folders[0], per_device_train_batch_size=2)
     one = losses([sys.executable], settings, folders[1], per_device_train_batch_size=4)
     assert two == pytest.approx(one, rel=1e-3) and len(set(one)) == 3
 
