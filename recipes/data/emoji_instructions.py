@@ -155,10 +155,11 @@ def listed(words: list[str]) -> str:
 
 
 def asked(split: Split, kind: str, count: int) -> Iterator[dict]:
-    """Questions about one emoji, or about which of two stands on a side."""
+    """Questions about one emoji, or about which of two, that they name, stands on a side."""
     found = sides(split, kind) if kind in ("left", "right") else answers(split, kind)
-    for one, codes, answer in spread(found, lambda found: pair(found[0]), count, split.rng):
-        fields = {"question": split.wording(f"vqa/{kind}"), "answer": answer, "image": codes}
+    for one, codes, answer, *other in spread(found, lambda found: pair(found[0]), count, split.rng):
+        named = dict(zip(("one", "other"), map(str, split.rng.permutation([answer, *other]))))
+        fields = {"question": split.wording(f"vqa/{kind}", **named), "answer": answer, "image": codes}
         yield split.row("vqa", one, fields, kind=kind, value=answer)
 
 
@@ -172,15 +173,16 @@ def answers(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str]]
     return ((one, split.seen(one), read[kind](one)) for one in split.pictures if read[kind](one))
 
 
-def sides(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str]]:
-    """Canvases of two emoji, of which one ends where the other one has not begun."""
+def sides(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str, str]]:
+    """Canvases of two emoji of which one ends where the other one has not begun; what is on the side comes first."""
     for drawn in split.drawn[CANVAS]:
         if len(drawn["members"]) == 2:
             order = sorted(range(2), key=lambda index: drawn["boxes"][index][0])
             left, right = (drawn["boxes"][index] for index in order)
-            one = split.pictures[drawn["members"][order[0 if kind == "left" else 1]]]
+            shown = [split.pictures[drawn["members"][index]] for index in order]
+            one, other = shown if kind == "left" else shown[::-1]
             if left[2] <= right[0]:
-                yield one, drawn["codes"], one.concept
+                yield one, drawn["codes"], one.concept, other.concept
 
 
 def reasoned(split: Split, kind: str, count: int) -> Iterator[dict]:
