@@ -1,6 +1,7 @@
 """Attention of training on a CPU: matrix products over blocks of queries."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ class BlockedAttention(torch.autograd.Function):
     Scaled dot-product attention that computes the scores of some queries at a time, and again in the backward pass.
 
     Products are rounded to the inputs' dtype, as in eager attention, and the gradients of keys and values summed in
-    float32. In bfloat16 SDPA's kernel for CPUs takes longer: with its backward pass and without matrix units 1.4 times
+    float32. In bfloat16 SDPA's kernel for CPUs takes longer: with its backward pass and without matrix units 1.6 times
     as long at 4096 tokens, twice as long at 330.
     """
 
@@ -30,7 +31,7 @@ class BlockedAttention(torch.autograd.Function):
         Returns:
             `torch.Tensor` of the query's shape.
         """
-        shape, (query, key, value) = query.shape, (states.flatten(0, 1) for states in (query * scaling, key, value))
+        shape, (query, key, value) = query.shape, (in_rows(states) for states in (query * scaling, key, value))
         ctx.save_for_backward(query, key, value, mask)
         ctx.scaling, ctx.shape, out = scaling, shape, torch.empty_like(query)
         for rows, asking, seen in blocks(shape, mask):
@@ -41,7 +42,7 @@ class BlockedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, out_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
-        out_grad, query_grad = out_grad.flatten(0, 1), torch.empty_like(query)
+        out_grad, query_grad = in_rows(out_grad), torch.empty_like(query)
         key_grad, value_grad = (torch.zeros(key.shape, dtype=torch.float32) for _ in range(2))
         for rows, asking, seen in blocks(ctx.shape, mask):  # bmm, since `@` takes twice as long for a single row
             shares = attention_shares(query[rows, asking], key[rows, seen], mask, rows, asking, ctx.shape[1])
@@ -52,6 +53,11 @@ class BlockedAttention(torch.autograd.Function):
             key_grad[rows, seen] += torch.bmm(scores_grad.mT, query[rows, asking])
         grads = (query_grad * ctx.scaling, key_grad.to(key.dtype), value_grad.to(value.dtype))
         return *(grad.view(ctx.shape) for grad in grads), None, None
+
+
+def in_rows(states: torch.Tensor) -> torch.Tensor:
+    """`(batch * heads, length, head_dim)`, each row in one piece, for products would copy it again for each block."""
+    return states.flatten(0, 1).contiguous()
 
 
 def blocks(shape: torch.Size, mask: torch.Tensor | None) -> Iterator[tuple[slice, slice, slice]]:
@@ -75,11 +81,16 @@ def attention_shares(
     scores, lowest = torch.bmm(query, key.mT), torch.finfo(query.dtype).min
     if mask is None:
         count = query.shape[1]
-        behind = torch.ones(count, count, dtype=torch.bool).triu(1)
-        scores[..., -count:].masked_fill_(behind, lowest)
+        scores[..., -count:].masked_fill_(behind(count), lowest)
     else:
         scores.masked_fill_(~mask[rows.start // heads, 0, asking, : asking.stop], lowest)
     return scores.softmax(-1)
+
+
+@lru_cache(maxsize=4)
+def behind(count: int) -> torch.Tensor:
+    """`(count, count)`: True where a key stands behind a query."""
+    return torch.ones(count, count, dtype=torch.bool).triu(1)
 
 
 def is_faster_in_blocks(query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:

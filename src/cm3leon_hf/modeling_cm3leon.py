@@ -119,9 +119,9 @@ class CM3LeonDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: CM3LeonConfig, layer_idx: int):
         super().__init__()
-        self.self_attn_layer_norm = layer_norm(config)
+        self.self_attn_layer_norm = layer_norm(config, CastLayerNorm)
         self.self_attn = CM3LeonAttention(config, layer_idx)
-        self.final_layer_norm = layer_norm(config)
+        self.final_layer_norm = layer_norm(config, CastLayerNorm)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc2 = residual_projection(config.intermediate_size, config.hidden_size, bias=config.use_bias)
@@ -139,8 +139,17 @@ class CM3LeonDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(hidden_states))))
 
 
-def layer_norm(config: CM3LeonConfig, affine: bool = False) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=affine)
+class CastLayerNorm(nn.LayerNorm):
+    """Layer norm whose output has autocast's dtype, so that the projections that read it share, and keep, one copy."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed, device = super().forward(hidden_states), hidden_states.device.type
+        is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return normed.to(torch.get_autocast_dtype(device)) if is_cast else normed
+
+
+def layer_norm(config: CM3LeonConfig, kind: type[nn.LayerNorm] = nn.LayerNorm, affine: bool = False) -> nn.LayerNorm:
+    return kind(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=affine)
 
 
 def sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -214,7 +223,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(CM3LeonDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.final_layer_norm = layer_norm(config, config.layer_norm_affine)
+        self.final_layer_norm = layer_norm(config, affine=config.layer_norm_affine)
         self.gradient_checkpointing = False
         self.post_init()
 

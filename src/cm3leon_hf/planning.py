@@ -139,13 +139,13 @@ def activation_bytes(config: CM3LeonConfig, checkpointed: bool, adapters: Adapte
     """
     Bytes that a token's forward pass keeps in the layers for the backward pass, under bfloat16 autocast.
 
-    A layer keeps two inputs of its norms in float32 (8 d), the norms' outputs as its four projections read them
-    (8 d), query, key, value and the attention's output (8 d), and what the MLP's activation writes (2 f), and reads if
-    it is not ReLU; with checkpointing the residual stream alone (4 d), and one layer is computed at a time. Adapters
-    keep the inputs that the matrices would, and with dropout each its own, and which were dropped (15 d + 3 f).
+    A layer keeps two inputs of its norms in float32 (8 d), the norms' outputs (4 d), query, key, value and the
+    attention's output (8 d), and what the MLP's activation writes (2 f), and reads if it is not ReLU; with
+    checkpointing the residual stream alone (4 d), and one layer is computed at a time. Adapters keep the inputs that
+    the matrices would, and with dropout each its own, and which were dropped (15 d + 3 f).
     """
     width, inner = config.hidden_size, config.intermediate_size
-    layer = 24 * width + (2 if config.hidden_act == "relu" else 4) * inner
+    layer = 20 * width + (2 if config.hidden_act == "relu" else 4) * inner
     if adapters is not None:
         layer += 15 * width + 3 * inner
     if checkpointed:
