@@ -109,7 +109,7 @@ def test_it_edits(retrieve, folder, tmp_path, small_clip, small_bank):
         assert shown["input_ids"].shape[1] > inputs["input_ids"].shape[1] + GRID_SIZE**2
         inputs = shown
     inputs = inputs.to(model.device)
-    scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    scales = {"guidance_scale": 2.0, "image_guidance_scale": 1.5}
     sampling = {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 1.0, "num_return_sequences": 2}
     ids = model.generate(**inputs, generation_mode="image", **scales, **sampling)
     wanted = processor.post_process_multimodal_output(ids, generation_mode="image")

@@ -19,7 +19,7 @@ def edit(
         ),
     ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the instruction.")] = 3.0,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the instruction.")] = 2.0,
     image_guidance_scale: Annotated[float, typer.Option(min=0, help="How closely to follow the picture.")] = 1.5,
     retrieve: Annotated[
         int, typer.Option(min=0, max=2, help="Put so many documents that the picture retrieves in front of it.")
