@@ -8,6 +8,7 @@ machine's rate (MFU) counts the model's operations against a measured matrix pro
 an otherwise idle machine; the pipeline runs on one core (`OMP_NUM_THREADS=1`).
 """
 
+import gc
 import json
 import os
 import tempfile
@@ -158,6 +159,7 @@ def training_rates(
     """What each model's Trainer logs at the median step of its turns."""
     logs = {kind: [] for kind in ("ours", "opt")}
     for kind in (*logs, *reversed(logs)):
+        gc.collect()  # the last turn's Trainer and its model, which refer to each other
         logs[kind] += logged_steps(args, build(shape, kind, args.length), packed, vocabulary)
     wanted = ("tokens_per_second", "fraction_of_matmul_rate", "data_wait_share")
     return {kind: {name: float(np.median([log[name] for log in logs[kind]])) for name in wanted} for kind in logs}
