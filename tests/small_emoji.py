@@ -33,7 +33,8 @@ HELD_OUT_PAIRS = {
 ROWS = {
     "train": dict.fromkeys(
         [f"edit/{kind}" for kind in ("style", "skin_tone", "gender", "colour")]
-        + ["no_edit", "canny", "scribble", "segmentation", "grounded", "write/word", "write/emoji", "captioning"]
+        + ["no_edit", "canny", "scribble", "segmentation", "write/word", "write/emoji", "captioning"]
+        + ["grounded", "grounded/single"]
         + [f"vqa/{kind}" for kind in ("style", "skin_tone", "group", "name", "left", "right")]
         + ["long_caption", "reasoning/group", "reasoning/relative"],
         8,

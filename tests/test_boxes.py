@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cm3leon_hf.data.boxes import location_tokens, square_box
+from cm3leon_hf.data.boxes import square_box
+from cm3leon_hf.processing_prompts import object_at
 
 
 def test_boxes_are_those_of_the_square_that_the_image_processor_cuts_out(processor):
@@ -22,4 +23,4 @@ def test_boxes_are_those_of_the_square_that_the_image_processor_cuts_out(process
 
 
 def test_locations_are_256_bins(vocabulary):
-    assert location_tokens((0, 0.4999, 0.5, 1), vocabulary) == "<loc_0><loc_127><loc_128><loc_255>"
+    assert object_at(" a dog", (0, 0.4999, 0.5, 1), vocabulary) == "a dog at <loc_0><loc_127><loc_128><loc_255>"

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import emoji_corpus as corpus_of
@@ -104,7 +105,7 @@ def test_no_edit_keeps_the_codes(built):
 
 def test_boxes_are_where_the_canvas_shows_something():
     pictures = [draw("red", "square", 48), draw("blue", "circle", 48), draw("green", "square", 48)]
-    for count in (2, 3):
+    for count in (1, 2, 3):
         canvas, boxes = emoji_pictures.compose(pictures[:count], 96, np.random.default_rng(count))
         asked = np.array(boxes) / 96
         np.testing.assert_allclose(drawn_boxes(canvas, asked), asked, atol=1.01 / 96)
@@ -115,8 +116,10 @@ def test_prompts_write_boxes_as_locations(built):
     for row in of_task(built["train"], "grounded"):
         written = [int(number) for number in re.findall(r"<loc_(\d+)>", row["texts"][0])]
         bins = [min(int(side * 256), 255) for box in row["boxes"] for side in box]
-        assert written == bins and len(row["objects"]) == len(row["boxes"]) in (2, 3)
+        assert written == bins and len(row["objects"]) == len(row["boxes"])
         assert all(f"{name} at <loc_" in row["texts"][0] for name in row["objects"])
+    counts = Counter(len(row["boxes"]) for row in of_task(built["train"], "grounded"))
+    assert counts[1] == counts[2] + counts[3] == 8
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -136,3 +136,27 @@ def test_prompts_from_a_control_image(model, processor, control, words):
         processor.for_image_to_image(draw("red", "square"), "smell", "a red square")
     with pytest.raises(ValueError, match="not empty"):
         processor.for_editing(draw("red", "square"), " ")
+
+
+def test_prompts_with_boxes(model, processor):
+    inputs = processor.for_boxes("a dog by a cat", [("a dog", (0, 0.5, 0.5, 1)), ("a cat", (0.25, 0, 1, 0.999))])
+    text = processor.post_process_multimodal_output(inputs["input_ids"], skip_special_tokens=False)[0]
+    places = "a dog at <loc_0><loc_128><loc_128><loc_255>, a cat at <loc_64><loc_0><loc_255><loc_255>"
+    assert text == f"<eos>Generate high quality image of a dog by a cat with segmentations {places}<break>"
+    shorter = processor.for_boxes("a", [("a", (0, 0, 1, 1))])
+    assert (model.generate(**shorter, generation_mode="image")[:, -16:] >= TEXT_SIZE).all()
+
+
+@pytest.mark.parametrize(
+    "text, objects, message",
+    [
+        ("", [("a dog", (0, 0, 1, 1))], "a text and named objects"),
+        ("a dog", [], "a text and named objects"),
+        ("a dog", [("a dog", (0.5, 0, 0.5, 1))], "expected a box x0, y0, x1, y1 in .* for a dog"),
+        ("a dog", [("a dog", (0, 0, 96, 96))], "expected a box x0, y0, x1, y1 in .* for a dog"),
+        ("a dog", [("a dog", (0, 0, 1))], "expected a box x0, y0, x1, y1 in .* for a dog"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(processor, text, objects, message):
+    with pytest.raises(ValueError, match=message):
+        processor.for_boxes(text, objects)

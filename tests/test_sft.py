@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, pipeline
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
 
+from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.data.pretraining import fitting_rows
 from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.batches import set_accumulation
@@ -109,6 +110,19 @@ def test_two_steps_move_every_weight(data, folder, tmp_path):
     assert pipe.model.generation_config.guidance_scale == 3.0 and pipe.model.generation_config.max_new_tokens == 7
 
 
+def test_box_coordinates_begin_in_order(folder, tmp_path, data):
+    run(tmp_path, data, folder, order_locations=True, learning_rate=0.0, weight_decay=0.0)
+    model, base = (CM3LeonForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (tmp_path, folder))
+    ids = [*model.config.vocabulary.location_ids.values()]
+    before, after = (one.get_input_embeddings().weight.detach() for one in (base, model))
+    away = torch.cdist(after[ids], after[ids])
+    assert (away.diagonal(1).mean() < away.diagonal(8).mean()).item() and len(
+        set(map(tuple, after[ids].tolist()))
+    ) > 250
+    others = [index for index in range(len(after)) if index not in ids]
+    torch.testing.assert_close(after[others], before[others].to(torch.bfloat16).float())
+
+
 class At(TrainerCallback):
     """Does something when a step begins."""
 
@@ -181,6 +195,7 @@ def test_four_bits_are_asked_for(monkeypatch):
         ({"dataset": ""}, "either dataset or sources"),
         ({"dataset": "", "sources": [{"path": "a"}]}, "expected packed with sources"),
         ({"muon": True, "use_peft": True}, "expected muon or use_peft, got both"),
+        ({"order_locations": True, "use_peft": True}, "expected order_locations or use_peft, got both"),
         ({"max_length": 20}, "at most 20 tokens"),
     ],
 )

@@ -157,6 +157,10 @@ def test_pictures_are_encoded_and_prompts_are_those_of_the_processor(builder, tr
         ids = made(transform(), [{name: values[0] for name, values in controlled.items()}])[0][0]
         prompt = processor.for_image_to_image(picture, name, "blue")["input_ids"][0].tolist()
         assert ids == [*prompt, *codes.tolist(), 1]
+    ids = made(transform(max_length=128), [builder("grounded").row(ROWS["grounded"], 0)])[0][0]
+    boxes = [("a dog", (0, 0.5, 0.5, 1)), ("a cat", (0.25, 0, 1, 0.999))]
+    prompt = processor.for_boxes("a dog by a cat", boxes)["input_ids"][0].tolist()
+    assert ids == [*prompt, *(TEXT_SIZE + code for code in B), 1]
     with pytest.raises(ValueError, match="expected codes for the task edit, got pictures; pass encode=processor"):
         builder("edit").row({"original_image": picture, "edit_prompt": "blue", "edited_image": other}, 0)
 

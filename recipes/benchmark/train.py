@@ -8,13 +8,15 @@ machine's rate (MFU) counts the model's operations against a measured matrix pro
 an otherwise idle machine; the pipeline runs on one core (`OMP_NUM_THREADS=1`).
 """
 
-import gc
 import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
@@ -130,8 +132,10 @@ def build(shape: str, kind: str, length: int):
     )
 
 
-def logged_steps(args: TrainBenchmarkArguments, model, packed: PackedStream, vocabulary: Vocabulary) -> list[dict]:
-    """What the Trainer logs at each step, the first two left out."""
+def logged_steps(
+    args: TrainBenchmarkArguments, shape: str, kind: str, packed: PackedStream, vocabulary: Vocabulary
+) -> list[dict]:
+    """What the Trainer logs at each step of a new model, the first two left out."""
     with tempfile.TemporaryDirectory() as folder:
         training = TrainingArguments(
             folder,
@@ -148,9 +152,16 @@ def logged_steps(args: TrainBenchmarkArguments, model, packed: PackedStream, voc
             remove_unused_columns=False,
             dataloader_num_workers=1,
         )
+        model = build(shape, kind, args.length)
         trainer = PretrainingTrainer(model=model, args=training, train_dataset=packed, vocabulary=vocabulary)
         trainer.train()
     return [log for log in trainer.state.log_history if "tokens_per_second" in log][2:]
+
+
+def in_new_process(function: Callable, *arguments):
+    """What a function returns in a process that gives all its memory back."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def training_rates(
@@ -159,8 +170,7 @@ def training_rates(
     """What each model's Trainer logs at the median step of its turns."""
     logs = {kind: [] for kind in ("ours", "opt")}
     for kind in (*logs, *reversed(logs)):
-        gc.collect()  # the last turn's Trainer and its model, which refer to each other
-        logs[kind] += logged_steps(args, build(shape, kind, args.length), packed, vocabulary)
+        logs[kind] += in_new_process(logged_steps, args, shape, kind, packed, vocabulary)
     wanted = ("tokens_per_second", "fraction_of_matmul_rate", "data_wait_share")
     return {kind: {name: float(np.median([log[name] for log in logs[kind]])) for name in wanted} for kind in logs}
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from emoji_corpus import Picture, by, spread
-from emoji_pictures import CONTROLS, SIDES, compose
+from emoji_pictures import CONTROLS, compose
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from cm3leon_hf.data.tokenization import ImageTokenizer
 from cm3leon_hf.data.words import FONTS, write_word
 
-CANVAS, WORD = "canvas", "word"
+CANVAS, SINGLE, WORD = "canvas", "single", "word"
+SIZES = {CANVAS: (2, 3), SINGLE: (1,)}  # pictures on a canvas
 ROWS_PER_FILE, BATCH = 256, 32
 FEATURES = Features(
     {
@@ -34,7 +35,7 @@ class Plan:
     What a picture is to show.
 
     Args:
-        kind (`str`): `CANVAS`, `WORD`, or the name of a control.
+        kind (`str`): `CANVAS` (several pictures), `SINGLE` (one), `WORD`, or the name of a control.
         members (`tuple[int, ...]`): Pictures of the split that it shows, by index.
         text (`str`): The word it shows.
         font (`str`): Its font.
@@ -51,16 +52,17 @@ def generator(*words) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()))
 
 
-def plan_canvases(pictures: list[Picture], count: int, rng: np.random.Generator) -> list[Plan]:
-    """Canvases of two or three different concepts without skin tones, in one style, which all come up as often."""
+def plan_canvases(pictures: list[Picture], kind: str, count: int, rng: np.random.Generator) -> list[Plan]:
+    """Canvases of different concepts without skin tones, in one style, which all come up as often."""
+    sizes = SIZES[kind]
     styles = by((one for one in pictures if not one.skin_tone), lambda one: one.style)
-    styles = {style: shown for style, shown in styles.items() if len({one.concept for one in shown}) >= max(SIDES)}
+    styles = {style: shown for style, shown in styles.items() if len({one.concept for one in shown}) >= max(sizes)}
     plans = []
     for number in range(count if styles else 0):
         shown = styles[sorted(styles)[number % len(styles)]]
-        chosen = rng.choice(len(shown), size=min(2 * max(SIDES), len(shown)), replace=False)
+        chosen = rng.choice(len(shown), size=min(2 * max(sizes), len(shown)), replace=False)
         concepts = {shown[index].concept: shown[index].index for index in chosen}
-        plans.append(Plan(CANVAS, tuple(list(concepts.values())[: rng.choice(sorted(SIDES))])))
+        plans.append(Plan(kind, tuple(list(concepts.values())[: rng.choice(sizes)])))
     return plans
 
 
@@ -94,7 +96,7 @@ class Drawer:
     def __call__(self, plan: Plan) -> dict:
         """A row of `FEATURES`."""
         shown, boxes = [self.images[index]["image"].convert("RGB") for index in plan.members], []
-        if plan.kind == CANVAS:
+        if plan.kind in SIZES:
             picture, boxes = compose(shown, self.size, generator(self.seed, *plan.members))
         elif plan.kind == WORD:
             picture = write_word(plan.text, plan.font, self.size)

@@ -109,13 +109,13 @@ def first(rows: Dataset, count: int) -> Dataset:
     return rows.select(range(min(count, len(rows))))
 
 
-def grounded(split: Split, count: int) -> Iterator[dict]:
-    """Several emoji, each in its box."""
-    for drawn in first(split.drawn[CANVAS], count):
+def grounded(split: Split, count: int, kind: str = CANVAS) -> Iterator[dict]:
+    """One emoji or several, each in its box."""
+    for drawn in first(split.drawn[kind], count):
         shown = [split.pictures[index] for index in drawn["members"]]
         names, style = [one.concept for one in shown], shown[0].style
         boxes = [[side / split.size for side in box] for box in drawn["boxes"]]
-        caption = f"{', '.join(names[:-1])} and {names[-1]}, {style} style"
+        caption = f"{listed(names)}, {style} style"
         fields = {"caption": caption, "objects": boxes, "names": names, "image": drawn["codes"]}
         yield split.row("grounded", None, fields, objects=names, boxes=boxes) | {"style": style}
 

@@ -8,7 +8,7 @@ from cm3leon_hf.data.controls import Canny, Foreground, Scribble, foreground
 TRIES = 200  # random places tried before a canvas is begun anew
 CANVAS = 96  # side of a canvas that these pixels are for
 GAP = 3  # between two drawings
-SIDES = {2: (38, 56), 3: (32, 46)}  # the longer side of each of so many drawings
+SIDES = {1: (30, 80), 2: (38, 56), 3: (32, 46)}  # the longer side of each of so many drawings
 COLOURS = {
     "black": (25, 25, 25),
     "dark grey": (80, 85, 90),
@@ -47,7 +47,7 @@ def tight_box(mask: np.ndarray) -> Box:
 
 def compose(pictures: list[Image.Image], size: int, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
     """
-    A white canvas with two or three pictures, cut out, scaled, in random places that do not touch.
+    A white canvas with one to three pictures, cut out, scaled, in random places that do not touch.
 
     Returns:
         The canvas and each picture's box.

@@ -20,6 +20,7 @@ from emoji_corpus import Picture, load_corpus
 from emoji_documents import FEATURES, builders
 from emoji_drawn import (
     CANVAS,
+    SINGLE,
     WORD,
     Drawer,
     Plan,
@@ -120,8 +121,9 @@ def plans(split: str, pictures: dict[str, list[Picture]], config: EmojiTasksConf
     found = {
         kind: plan_controls(pictures[split], kind, wanted[kind], seeded(kind)) for kind in CONTROLS if kind in wanted
     }
-    if "grounded" in wanted:
-        found[CANVAS] = plan_canvases(pictures[split], wanted["grounded"], seeded(CANVAS))
+    for task, kind in (("grounded", CANVAS), (f"grounded/{SINGLE}", SINGLE)):
+        if task in wanted:
+            found[kind] = plan_canvases(pictures[split], kind, wanted[task], seeded(kind))
     if f"write/{WORD}" in wanted:
         words = words_by_split(pictures, config)[split]
         found[WORD] = plan_words(words, wanted[f"write/{WORD}"], seeded(WORD))

@@ -26,6 +26,7 @@ from cm3leon_hf.training.adapters import TARGETS
 from cm3leon_hf.training.batches import set_accumulation
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.instruction import InstructionTrainer
+from cm3leon_hf.training.locations import order_locations
 from cm3leon_hf.training.optimizers import muon
 from cm3leon_hf.training.saving import save_tuned
 
@@ -46,6 +47,7 @@ class SFTArguments:
     eval_source: dict = field(default_factory=dict, metadata={"help": "Fields of the Source to measure the loss on."})
     eval_rows: int = field(default=1000, metadata={"help": "Rows of it to use at most."})
     muon: bool = field(default=False, metadata={"help": "Train the layers' matrices with Muon (timm) at this rate."})
+    order_locations: bool = field(default=False, metadata={"help": "Begin with box coordinates that are in order."})
     packed: bool = field(default=False, metadata={"help": "Pack documents to max_length, apart; needs max_steps."})
     window: int = field(default=1024, metadata={"help": "Rows that are shuffled and packed together."})
     batch_tokens: int = field(default=0, metadata={"help": "Tokens of a batch; sets gradient_accumulation_steps."})
@@ -100,7 +102,11 @@ def main(args: SFTArguments, objective: ObjectiveArguments, training: SFTConfig,
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one core; the others train
     if args.muon and model_args.use_peft:
         raise ValueError("expected muon or use_peft, got both; Muon is for whole matrices, leave it out")
+    if args.order_locations and model_args.use_peft:
+        raise ValueError("expected order_locations or use_peft, got both; adapters leave embeddings as they are")
     model = load_base(model_args)
+    if args.order_locations:
+        order_locations(model)
     processor, config = AutoProcessor.from_pretrained(model.name_or_path, device="cpu"), model.config
     length = min(training.max_length or config.max_position_embeddings, config.max_position_embeddings)
     transform = CM3Transform(

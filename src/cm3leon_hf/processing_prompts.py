@@ -4,12 +4,13 @@ import logging
 
 import numpy as np
 
-from .vocabulary import BREAK, EOS, IMAGE, INFILL, MASK
+from .vocabulary import BREAK, EOS, IMAGE, INFILL, MASK, Vocabulary
 
 logger = logging.getLogger(__name__)
 
 IMAGE_TO_TEXT = f"{MASK}{BREAK}{IMAGE}{INFILL}"  # section 2.2: the text is masked, the image follows, then the infill
 EDITING = f"Edit first image following the instruction{BREAK}{IMAGE}{BREAK}{{text}}{BREAK}"
+GROUNDED = f"Generate high quality image of {{text}} with segmentations {{objects}}{BREAK}"
 IMAGE_TO_IMAGE = f"Make high quality image from {{control}}{BREAK}{IMAGE}{BREAK}{{text}}{BREAK}"
 CONTROLS = {
     "canny": "canny edge features",
@@ -31,6 +32,13 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- endfor -%}"
 )
+
+
+def object_at(name: str, box, vocabulary: Vocabulary) -> str:
+    """A name and where it is, as Table 5 writes it: four tokens `<loc_i>` of a box `x0, y0, x1, y1` in [0, 1]."""
+    bins = np.minimum(np.asarray(box) * vocabulary.num_locations, vocabulary.num_locations - 1).astype(int)
+    tokens = list(vocabulary.location_ids)
+    return f"{name.strip()} at {''.join(tokens[index] for index in bins)}"
 
 
 def behind_retrieved(documents: list[list[int]], ids: list[int], max_length: float) -> list[int]:

@@ -1,11 +1,22 @@
-"""The prompts of the tasks: drawing, describing, editing, drawing from a control image, filling holes."""
+"""The prompts of the tasks: drawing, describing, editing, drawing from a control image or boxes, filling holes."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from transformers import BatchFeature
 
 from .images import read_image
 from .processing_infilling import image_holes, masked_tokens, text_holes
-from .processing_prompts import CONTROLS, EDITING, IMAGE_TO_IMAGE, IMAGE_TO_TEXT, behind_retrieved
+from .processing_prompts import (
+    CONTROLS,
+    EDITING,
+    GROUNDED,
+    IMAGE_TO_IMAGE,
+    IMAGE_TO_TEXT,
+    behind_retrieved,
+    object_at,
+)
 from .vocabulary import BREAK, IMAGE, INFILL, MASK
 
 
@@ -143,6 +154,31 @@ class CM3LeonTasksMixin:
         if control not in CONTROLS:
             raise ValueError(f"expected a control among {sorted(CONTROLS)}, got {control!r}")
         return self._from_images(IMAGE_TO_IMAGE, control_images, text, control=CONTROLS[control])
+
+    def for_boxes(self, text: str, objects: Sequence[tuple[str, Sequence[float]]]) -> BatchFeature:
+        """
+        A prompt whose continuation is a picture with objects in their boxes (Table 5, object-grounded).
+
+        Generate with `generation_mode="image"` and `guidance_scale=3.0`.
+
+        Args:
+            text (`str`): What to draw, such as "apple and car, noto style".
+            objects (sequence of `(str, box)`): Names with their boxes `x0, y0, x1, y1`, from the upper left corner, in
+                [0, 1].
+
+        Raises:
+            ValueError: if the text or a name is empty, there are no objects, or a box is empty or reaches out of the
+                picture.
+        """
+        if not text.strip() or not objects or not all(name.strip() for name, _ in objects):
+            raise ValueError(f"expected a text and named objects, got {text!r} and {objects}; say what is where")
+        for name, box in objects:
+            sides = np.asarray(box, np.float64)
+            inside = sides.shape == (4,) and sides.min() >= 0 and sides.max() <= 1
+            if not inside or (sides[:2] >= sides[2:]).any():
+                raise ValueError(f"expected a box x0, y0, x1, y1 in [0, 1] for {name}, got {list(box)}; correct it")
+        places = ", ".join(object_at(name, box, self.vocabulary) for name, box in objects)
+        return self(text=GROUNDED.format(text=text, objects=places))
 
     def for_infilling(self, image=None, mask=None, text: str | None = None) -> BatchFeature:
         """

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..processing_prompts import object_at
 from ..vocabulary import Vocabulary
 
 
@@ -31,13 +32,6 @@ def square_box(box, width: float, height: float) -> np.ndarray | None:
     return inside if (inside[:2] < inside[2:]).all() else None
 
 
-def location_tokens(box, vocabulary: Vocabulary) -> str:
-    """The tokens `<loc_i>` of a box `x0, y0, x1, y1` in [0, 1]."""
-    bins = np.minimum(np.asarray(box) * vocabulary.num_locations, vocabulary.num_locations - 1).astype(int)
-    tokens = list(vocabulary.location_ids)
-    return "".join(tokens[index] for index in bins)
-
-
 def objects_at(values: dict, boxes: dict, vocabulary: Vocabulary) -> str:
     """
     What is where, as Table 5 writes it: `obj1 at loc1, obj2 at loc2`, without what the square does not show.
@@ -61,5 +55,5 @@ def objects_at(values: dict, boxes: dict, vocabulary: Vocabulary) -> str:
         box = np.concatenate([corner, end]) * ([width, height] * 2 if boxes.get("relative") else 1)
         shown = square_box(box, width, height)
         if shown is not None:
-            found.append(f"{name.strip()} at {location_tokens(shown, vocabulary)}")
+            found.append(object_at(name, shown, vocabulary))
     return ", ".join(found)
