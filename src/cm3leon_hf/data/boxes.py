@@ -1,4 +1,4 @@
-"""Boxes of objects, as prompts write them: four bins of coordinates for each (Table 5; 256 bins: ours)."""
+"""Objects with their boxes, in the square that the processor cuts out of a picture, as prompts write them (Table 5)."""
 
 import numpy as np
 
