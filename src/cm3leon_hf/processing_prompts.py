@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
 
 
 def object_at(name: str, box, vocabulary: Vocabulary) -> str:
-    """A name and where it is, as Table 5 writes it: four tokens `<loc_i>` of a box `x0, y0, x1, y1` in [0, 1]."""
+    """A name at a box `x0, y0, x1, y1` in [0, 1], as Table 5 writes it: in four tokens `<loc_i>` (256 bins: ours)."""
     bins = np.minimum(np.asarray(box) * vocabulary.num_locations, vocabulary.num_locations - 1).astype(int)
     tokens = list(vocabulary.location_ids)
     return f"{name.strip()} at {''.join(tokens[index] for index in bins)}"
