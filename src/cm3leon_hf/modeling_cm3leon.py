@@ -144,7 +144,7 @@ class CastLayerNorm(nn.LayerNorm):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         normed, device = super().forward(hidden_states), hidden_states.device.type
-        is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        is_cast = device != "meta" and torch.is_autocast_enabled(device)  # which has no autocast
         return normed.to(torch.get_autocast_dtype(device)) if is_cast else normed
 
 
