@@ -42,7 +42,9 @@ class CM3LeonBatchingMixin(GenerationMixin):
             ValueError: for another mode, guidance, or a prompt that leaves no room.
         """
         config = copy.deepcopy(generation_config or self.generation_config)
-        mode = config.generation_mode = generation_mode or getattr(config, "generation_mode", None) or "text"
+        if generation_mode:
+            config.generation_mode = generation_mode
+        mode = config.generation_mode = _batching_mode(config)
         call = {name: kwargs.pop(name, None) for name in GUIDANCE_ARGUMENTS}
         passed, own = guidance_values(generation_config), guidance_values(self.generation_config)
         _refuse(choose_guidance(call, passed, own, mode, steered=False))
@@ -65,15 +67,20 @@ class CM3LeonBatchingMixin(GenerationMixin):
 
     def _batching_processors(self, generation_config: GenerationConfig) -> LogitsProcessorList:
         """The processors of a configuration alone, which is all that continuous batching knows."""
-        mode = getattr(generation_config, "generation_mode", None) or "text"
-        if mode not in ("text", "image"):
-            raise ValueError(f"expected generation_mode 'text' or 'image' in continuous batching, got {mode!r}")
+        mode = _batching_mode(generation_config)
         if mode == "image":
             _refuse(guidance_of(**guidance_values(generation_config)))
         plain = copy.deepcopy(generation_config)
         plain.guidance_scale = None  # the model's default is for images
         modality = ModalityLogitsProcessor(self.config.vocabulary, mode)
         return LogitsProcessorList([modality, *super()._get_logits_processor(plain)])
+
+
+def _batching_mode(generation_config: GenerationConfig) -> str:
+    mode = getattr(generation_config, "generation_mode", None) or "text"
+    if mode not in ("text", "image"):
+        raise ValueError(f"expected generation_mode 'text' or 'image' in continuous batching, got {mode!r}")
+    return mode
 
 
 def _refuse(guidance: BranchLogitsProcessor | None) -> None:
