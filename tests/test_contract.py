@@ -183,6 +183,7 @@ def test_continuous_batching_refuses(model, mode, changes, length, remedy):
     config = GenerationConfig(eos_token_id=1, **changes)
     with pytest.raises(ValueError, match=remedy):
         batch(model, [[7] * length], generation_config=config, generation_mode=mode)
+    assert model.config._attn_implementation == "sdpa"  # and leaves the model as it was
 
 
 # tensor parallelism
