@@ -9,7 +9,7 @@ from conftest import IMAGE_SIZE, TEXT_SIZE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import JanusConfig, JanusForConditionalGeneration
-from transformers.generation import ClassifierFreeGuidanceLogitsProcessor, TopPLogitsWarper
+from transformers.generation import ClassifierFreeGuidanceLogitsProcessor
 
 from cm3leon_hf import (
     BatchedGuidanceLogitsProcessor,
@@ -19,7 +19,6 @@ from cm3leon_hf import (
     ModalityLogitsProcessor,
     TextHolesLogitsProcessor,
 )
-from cm3leon_hf.logits_processors import ImageTopPLogitsWarper
 
 ROWS, SIZE = 3, 40
 IDS = torch.zeros(ROWS, 5, dtype=torch.long)
@@ -224,12 +223,3 @@ def test_text_holes_are_closed_by_the_next_piece(vocabulary):
     assert follows(400, 401, 402) == {300}  # a hole does not go on for ever
     assert follows(400, 300, 301) == everything - {vocabulary.eos_id, 302}
     assert follows(400, 300, 301, 401, 302) == everything  # the last hole is free
-
-
-@pytest.mark.parametrize("text", [-torch.inf, 0.5])
-def test_top_p_of_images_is_that_of_all(text):
-    torch.manual_seed(0)
-    scores = torch.cat([torch.full((3, 20), text), 3 * torch.randn(3, 30)], dim=1)
-    stock = TopPLogitsWarper(0.8)
-    kept = ImageTopPLogitsWarper(stock, slice(20, 50))(None, scores)
-    assert torch.equal(kept, stock(None, scores)) and kept.isneginf().sum() > scores.isneginf().sum()

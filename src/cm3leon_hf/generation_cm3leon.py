@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.generation import GenerationMode, TopPLogitsWarper
+from transformers.generation import GenerationMode
 
 from .generation_batching import CM3LeonBatchingMixin
 from .generation_branches import (
@@ -15,12 +15,13 @@ from .generation_branches import (
     guidance_values,
     pad_left,
 )
+from .generation_cache import with_room
+from .generation_images import draw_codes, ids_of_codes, may_draw_codes
 from .generation_jacobi import check_jacobi, speculative_jacobi
 from .generation_prefix import may_share_prefix, shared_prefix
 from .generation_prompts import needed_image_tokens, open_image, read_prompts, set_length, without_padding
 from .logits_processors import (
     ContrastiveLogitsProcessor,
-    ImageTopPLogitsWarper,
     KnownTokenLogitsProcessor,
     ModalityLogitsProcessor,
     TextHolesLogitsProcessor,
@@ -129,7 +130,7 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         if guidance is not None:
             kwargs |= {"guidance": LogitsProcessorList([modality, guidance])} | self._branch_inputs(others, length)
         if mode == "image":
-            kwargs["image_logits_only"] = True
+            kwargs["draws_image"] = True
         if jacobi_window is not None:
             check_jacobi(jacobi_window, mode, generation_config, kwargs.get("past_key_values"))
             kwargs["custom_generate"] = partial(
@@ -191,9 +192,13 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         guidance_ids: torch.LongTensor | None = None,
         guidance_attention_mask: torch.Tensor | None = None,
         guidance: LogitsProcessorList | None = None,
+        draws_image: bool = False,
+        codes_from: int | None = None,
         **kwargs,
     ) -> dict:
         """Adds the branches' rows to the user's: `(batch, length)` becomes `((1 + branches) * batch, length)`."""
+        if codes_from is not None:
+            input_ids = ids_of_codes(input_ids, codes_from, self.config.vocabulary)
         if guidance_ids is not None:
             if attention_mask is None:  # the stock loop drops a mask that hides nothing of the user's rows
                 attention_mask = torch.ones_like(input_ids)
@@ -204,13 +209,29 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
             input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, mode, batch_size, max_cache_length
+    ) -> None:
+        own = model_kwargs.get("past_key_values") is None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
+        if own and "past_key_values" in model_kwargs:
+            model_kwargs["past_key_values"] = with_room(model_kwargs["past_key_values"], max_cache_length)
+
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         if model_kwargs is None:
             return self._batching_processors(*args, **kwargs)
         processors = super()._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
-        images = self.config.vocabulary.image_ids
-        quick = [ImageTopPLogitsWarper(p, images) if type(p) is TopPLogitsWarper else p for p in processors]
-        return LogitsProcessorList([*(model_kwargs.get("guidance") or []), *quick])
+        return LogitsProcessorList([*(model_kwargs.get("guidance") or []), *processors])
+
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, draws_image=False, **model_kwargs
+    ):
+        if not (draws_image and may_draw_codes(stopping_criteria, generation_config)):
+            return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        return draw_codes(
+            super()._sample, self.config.vocabulary, input_ids, logits_processor, stopping_criteria, generation_config,
+            **model_kwargs,
+        )  # fmt: skip
 
 
 def _hole_processors(known_ids, text_pieces, length: int, vocabulary: Vocabulary) -> list:

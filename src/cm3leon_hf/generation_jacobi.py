@@ -10,6 +10,8 @@ import torch
 from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
+from .generation_images import ImageLogitsProcessor, of_all_ids
+
 
 def check_jacobi(window: int, mode: str, config: GenerationConfig, cache: Cache | None) -> None:
     """Raises `ValueError` where a call asks for what speculative Jacobi decoding cannot do."""
@@ -58,7 +60,10 @@ def speculative_jacobi(
         name: value for name, value in model_kwargs.items() if name not in ("position_ids", "logits_to_keep")
     }
     mask = torch.ones_like(input_ids) if mask is None else mask
-    images = model.config.vocabulary.image_ids
+    images, processor = (
+        model.config.vocabulary.image_ids,
+        ImageLogitsProcessor(logits_processor, model.config.vocabulary),
+    )
     drafts, drafted, scores = input_ids[:, :0], None, ()
     while input_ids.shape[1] < generation_config.max_length:
         length = input_ids.shape[1]
@@ -73,8 +78,8 @@ def speculative_jacobi(
             position_ids=(rows_mask.cumsum(1) - 1).clamp_min(0),
             **model_kwargs,
         )
-        logits = model(**inputs, logits_to_keep=drafts.shape[1] + 1).logits.float()
-        new = [logits_processor(rows[:, : length + i], logits[:, i]) for i in range(drafts.shape[1] + 1)]
+        logits = model(**inputs, logits_to_keep=drafts.shape[1] + 1, image_logits_only=True).logits.float()
+        new = [of_all_ids(processor(rows[:, : length + i], logits[:, i]), images) for i in range(drafts.shape[1] + 1)]
         probabilities = torch.stack([_distribution(one, generation_config.do_sample) for one in new], dim=1)
         tokens = verified(drafts, drafted, probabilities)
         tokens = tokens[:, : _stop(stopping_criteria, input_ids, tokens)]

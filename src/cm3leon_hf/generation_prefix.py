@@ -1,10 +1,11 @@
 """A prompt is read once for all the sequences that are sampled from it."""
 
 import torch
-from transformers import Cache, GenerationConfig, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.generation import GenerationMode
 
 from .generation_branches import add_branches
+from .generation_cache import with_room
 
 
 def may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
@@ -36,14 +37,16 @@ def shared_prefix(model, ids, attention_mask, config: GenerationConfig, kwargs: 
         ids = add_branches(ids, kwargs["guidance_ids"])
         attention_mask = add_branches(attention_mask, kwargs["guidance_attention_mask"])
     positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-    cache = model.model(
-        ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
-    ).past_key_values
+    length = ids.shape[1] + config.max_new_tokens
+    cache = with_room(DynamicCache(config=model.config), length)
+    model.model(
+        ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache
+    )
     cache.batch_repeat_interleave(config.num_return_sequences)
     if config.cache_implementation != "static":
         return cache
     config.cache_implementation = None  # the stock loop gets the cache itself
-    static = StaticCache(config=model.config, max_cache_len=ids.shape[1] + config.max_new_tokens)
+    static = StaticCache(config=model.config, max_cache_len=length)
     for index, layer in enumerate(cache.layers):
         static.update(layer.keys, layer.values, index)
     return static

@@ -253,25 +253,6 @@ class TextHolesLogitsProcessor(LogitsProcessor):
         return (pieces[index] if index < len(pieces) else None), offset, hole
 
 
-class ImageTopPLogitsWarper(LogitsProcessor):
-    """
-    Top-p as transformers does it, which sorts the image ids alone where no text may follow.
-
-    Args:
-        top_p (`TopPLogitsWarper`): What to do.
-        image_ids (`slice`): The image ids, which are the last ones.
-    """
-
-    def __init__(self, top_p: LogitsProcessor, image_ids: slice):
-        self.top_p, self.image_ids = top_p, image_ids
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        text = scores[:, : self.image_ids.start]
-        if not text.isneginf().all():
-            return self.top_p(input_ids, scores)
-        return torch.cat([text, self.top_p(input_ids, scores[:, self.image_ids])], dim=1)
-
-
 def checked_scale(name: str, scale: float) -> float:
     """The scale, if it is one."""
     if not 0 <= scale < float("inf"):

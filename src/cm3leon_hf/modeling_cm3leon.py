@@ -18,6 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cm3leon import CM3LeonConfig
+from .generation_cache import with_rooms
 from .generation_cm3leon import CM3LeonGenerationMixin
 from .modeling_attention import blocked_attention_forward, is_faster_in_blocks
 from .modeling_loss import chunked_causal_loss
@@ -97,17 +98,19 @@ class CM3LeonAttention(nn.Module):
         query, key, value = (states.view(shape).transpose(1, 2) for states in self.project(hidden_states))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        length = key.shape[2]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         if self.config._attn_implementation == "sdpa" and better_without_sdpa(query, attention_mask):
             attention = eager_attention_forward
+            key, value, attention_mask = with_rooms(past_key_values, self.layer_idx, key, value, attention_mask)
         elif self.config._attn_implementation == "sdpa" and is_faster_in_blocks(query, key, attention_mask):
             attention = blocked_attention_forward
         attended, weights = attention(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        return self.out_proj(attended.flatten(2)), weights
+        return self.out_proj(attended.flatten(2)), weights if weights is None else weights[..., :length]
 
     def project(self, hidden_states: torch.Tensor) -> Iterable[torch.Tensor]:
         """Queries, keys and values of `(batch, sequence_length, hidden_size)`, each as wide as the heads held here."""
@@ -339,15 +342,15 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`, *optional*): How many last positions to compute logits for, or
                 which; 0 for all.
             image_logits_only (`bool`): Whether to evaluate the head for image ids alone, which is less to read where no
-                text can follow; the logits of text are then −inf.
+                text can follow.
             loss_only (`bool`): Whether to compute the loss without the logits, which are then `None`: for training, in
                 less memory and time. Needs torch 2.13; an adapted or sharded head gives logits all the same.
 
         The other arguments are those of [`CM3LeonModel`].
 
         Returns:
-            [`CausalLMOutputWithPast`]: logits `(batch, kept_length, vocab_size)` over text and image ids, none masked
-            unless `image_logits_only`.
+            [`CausalLMOutputWithPast`]: logits `(batch, kept_length, vocab_size)` over text and image ids, none masked;
+            `(batch, kept_length, image_vocab_size)` with `image_logits_only`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -382,10 +385,10 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
         return isinstance(self.lm_head, HeadProjection) and (self.tp_size or 1) == 1
 
     def _logits(self, hidden_states: torch.Tensor, image_logits_only: bool) -> torch.Tensor:
-        if not (image_logits_only and self._has_plain_head):
+        if not image_logits_only:
             return self.lm_head(hidden_states)
-        images = self.lm_head(hidden_states, self.config.vocabulary.image_ids)
-        return nn.functional.pad(images, (self.config.text_vocab_size, 0), value=-torch.inf)  # image ids come last
+        images = self.config.vocabulary.image_ids
+        return self.lm_head(hidden_states, images) if self._has_plain_head else self.lm_head(hidden_states)[..., images]
 
 
 __all__ = ["CM3LeonForCausalLM", "CM3LeonModel", "CM3LeonPreTrainedModel"]
