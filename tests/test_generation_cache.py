@@ -14,7 +14,8 @@ BATCH, HEADS, DIM, CAPACITY = 2, 3, 4, 8
 
 @pytest.fixture
 def pair():
-    return DynamicCache(config=small_config()), with_room(DynamicCache(config=small_config()), CAPACITY)
+    config = small_config(num_hidden_layers=1)
+    return DynamicCache(config=config), with_room(DynamicCache(config=config), CAPACITY)
 
 
 def states(length: int, batch: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,14 +41,14 @@ def test_everything_outside_the_mask_stays_as_it_is(model, processor, vocabulary
     masked = masked_tokens(MASKS[name], picture, processor.image_processor, 4)
     before = processor.encode_images(picture)[0]
     inputs = processor.for_infilling(picture, MASKS[name], "a red circle")
-    ids = model.generate(**inputs, generation_mode="image", do_sample=True, num_return_sequences=5, **guidance)
+    ids = model.generate(**inputs, generation_mode="image", do_sample=True, num_return_sequences=16, **guidance)
     span = inputs["known_ids"].shape[1]
-    assert ids.shape == (5, inputs["input_ids"].shape[1] + span)
+    assert ids.shape == (16, inputs["input_ids"].shape[1] + span)
     spans = vocabulary.ids_to_codes(ids[:, -span:])
     start = int(masked.nonzero()[0])
-    after = before.repeat(5, 1)
+    after = before.repeat(16, 1)
     after[:, start : start + span] = spans
-    assert torch.equal(after[:, ~masked], before[~masked].repeat(5, 1))
+    assert torch.equal(after[:, ~masked], before[~masked].repeat(16, 1))
     assert len(after[:, masked].unique(dim=0)) > 1  # what is under it is drawn anew
     drawn = processor.post_process_multimodal_output(ids, generation_mode="image")
     assert all(np.array_equal(one, other) for one, other in zip(drawn, processor.decode_images(after)))

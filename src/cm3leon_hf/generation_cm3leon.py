@@ -209,13 +209,11 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
             input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, mode, batch_size, max_cache_length
-    ) -> None:
-        own = model_kwargs.get("past_key_values") is None
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
-        if own and "past_key_values" in model_kwargs:
-            model_kwargs["past_key_values"] = with_room(model_kwargs["past_key_values"], max_cache_length)
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
+        passed = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if passed is None and "past_key_values" in model_kwargs:
+            model_kwargs["past_key_values"] = with_room(model_kwargs["past_key_values"], generation_config.max_length)
 
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         if model_kwargs is None:

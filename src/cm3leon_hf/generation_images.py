@@ -78,10 +78,8 @@ class ImageStreamer(BaseStreamer):
 
 def may_draw_codes(stopping_criteria: StoppingCriteriaList, config: GenerationConfig) -> bool:
     """Whether nothing but an image's length ends it, and nobody looks at what the model gives for text."""
-    return {type(one) for one in stopping_criteria} <= {
-        MaxLengthCriteria,
-        EosTokenCriteria,
-    } and not config.output_logits
+    by_length = {type(one) for one in stopping_criteria} <= {MaxLengthCriteria, EosTokenCriteria}
+    return by_length and not config.output_logits
 
 
 def draw_codes(
