@@ -110,7 +110,9 @@ class CM3LeonAttention(nn.Module):
         attended, weights = attention(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        return self.out_proj(attended.flatten(2)), weights if weights is None else weights[..., :length]
+        if weights is not None and weights.shape[-1] > length:  # those of the room, which are 0
+            weights = weights[..., :length]
+        return self.out_proj(attended.flatten(2)), weights
 
     def project(self, hidden_states: torch.Tensor) -> Iterable[torch.Tensor]:
         """Queries, keys and values of `(batch, sequence_length, hidden_size)`, each as wide as the heads held here."""
