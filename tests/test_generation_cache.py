@@ -7,7 +7,8 @@ import torch
 from conftest import small_config, small_model
 from transformers import DynamicCache, StaticCache
 
-from cm3leon_hf.generation_cache import RoomyLayer, with_room
+from cm3leon_hf.generation_cache import RoomyLayer, with_room, with_rooms
+from cm3leon_hf.modeling_cm3leon import eager_attention_forward
 
 BATCH, HEADS, DIM, CAPACITY = 2, 3, 4, 8
 
@@ -94,6 +95,20 @@ def test_gradients_are_those_of_the_dynamic_cache(pair):
         gradients.append((first.grad, second.grad))
     for one, other in zip(*gradients):
         torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "mask", [None, torch.tensor([True, False, True, True, True]), torch.tensor([0, -9.0, 0, 0, 0])]
+)
+def test_room_is_not_attended_to(pair, mask):
+    cache, query = pair[1], torch.randn(BATCH, HEADS, 1, DIM)
+    key, value = cache.update(*states(5), 0)
+    mask = mask if mask is None else mask.view(1, 1, 1, 5)
+    keys, values, wider = with_rooms(cache, 0, key, value, mask)
+    assert keys.shape[2] == values.shape[2] == wider.shape[3] == CAPACITY
+    exact, _ = eager_attention_forward(None, query, key, value, mask, 1.0)
+    torch.testing.assert_close(eager_attention_forward(None, query, keys, values, wider, 1.0)[0], exact)
 
 
 def test_other_caches_stay_as_they_are():

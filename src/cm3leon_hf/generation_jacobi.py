@@ -60,10 +60,8 @@ def speculative_jacobi(
         name: value for name, value in model_kwargs.items() if name not in ("position_ids", "logits_to_keep")
     }
     mask = torch.ones_like(input_ids) if mask is None else mask
-    images, processor = (
-        model.config.vocabulary.image_ids,
-        ImageLogitsProcessor(logits_processor, model.config.vocabulary),
-    )
+    images = model.config.vocabulary.image_ids
+    processor = ImageLogitsProcessor(logits_processor, model.config.vocabulary)
     drafts, drafted, scores = input_ids[:, :0], None, ()
     while input_ids.shape[1] < generation_config.max_length:
         length = input_ids.shape[1]
