@@ -60,19 +60,36 @@ def training_picture(document: dict, known: dict[str, Picture]) -> Picture:
 
 
 def with_documents(
-    rows: list[dict], found: dict[str, list[tuple[Picture, dict]]], share: float, rng: np.random.Generator
+    rows: list[dict],
+    found: dict[str, list[tuple[Picture, dict]]],
+    share: float,
+    misled: float,
+    rng: np.random.Generator,
 ) -> list[dict]:
     """
     The rows of one task, so many of them behind the best document that the picture retrieves which they read.
 
     It does not show what is to be drawn either, in the style that it is to have.
+
+    Args:
+        rows (`list[dict]`): As `emoji_documents` makes them.
+        found (`dict`): As [`retrieve_for`] returns it.
+        share (`float`): Of rows with a document.
+        misled (`float`): Of these, the share whose document is the best one of another concept. Training pictures
+            retrieve their own concept more often than those that nobody has seen, and what a model is to do without
+            that has to be learned too.
+        rng (`np.random.Generator`): Source of all draws.
     """
-    kept = rng.random(len(rows)) < share
-    return [row | {"retrieved": best_for(row, found) if keep else []} for row, keep in zip(rows, kept)]
+    kept, astray = rng.random(len(rows)) < share, rng.random(len(rows)) < misled
+    return [
+        row | {"retrieved": best_for(row, found, other) if keep else []} for row, keep, other in zip(rows, kept, astray)
+    ]
 
 
-def best_for(row: dict, found: dict[str, list[tuple[Picture, dict]]]) -> list[dict]:
+def best_for(row: dict, found: dict[str, list[tuple[Picture, dict]]], other_concept: bool) -> list[dict]:
     others = (
-        document for other, document in found.get(row["read"], ()) if pair(other) != (row["concept"], row["style"])
+        document
+        for shown, document in found.get(row["read"], ())
+        if pair(shown) != (row["concept"], row["style"]) and not (other_concept and shown.concept == row["concept"])
     )
     return list(islice(others, 1))

@@ -85,6 +85,7 @@ class EmojiTasksConfig:
     context: str = field(metadata={"help": "Of questions with options."})
     no_skin_tone: str = field(metadata={"help": "How edits call emoji without one."})
     retrieved: dict = field(default_factory=dict, metadata={"help": "Share of rows with documents (in the YAML)."})
+    misled: float = field(default=0.0, metadata={"help": "Share of training documents that show another concept."})
     bank: str = field(default="", metadata={"help": "Folder of the memory bank; the shipped one by default."})
     clip: str = field(default="", metadata={"help": "Folder of the CLIP that made it; the shipped one by default."})
     longest_word: int = field(default=5, metadata={"help": "Letters of a word that is drawn."})
@@ -201,8 +202,8 @@ def main(config: EmojiTasksConfig) -> None:
         for number, (task, count) in enumerate(wanted.items()):
             rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
             if share := config.retrieved.get(task):  # held-out rows all have one; an evaluation may leave it out
-                share = share if name == TRAIN else 1.0
-                rows = with_documents(rows, documents, share, generator(config.seed, name, task, "retrieved"))
+                shares = (share, config.misled) if name == TRAIN else (1.0, 0.0)
+                rows = with_documents(rows, documents, *shares, generator(config.seed, name, task, "retrieved"))
             write_rows(rows, out / f"data/{name}-{number:05d}-of-{len(wanted):05d}.parquet")
             print(f"{name}: {len(rows)} rows of {task}")
             shown += rows[: SHOWN_ROWS if name == TRAIN else 0]
