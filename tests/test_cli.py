@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.cli import app
 from cm3leon_hf.cli_loading import load, load_augmenter, load_clip
+from cm3leon_hf.evaluation.reranking import scores_of
 
 
 def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
@@ -89,6 +90,22 @@ def test_it_describes_behind_instructions_and_documents(folder, tmp_path, small_
     assert alone < instructed < alone + GRID_SIZE**2 < behind
 
 
+def test_it_keeps_the_best_edits(folder, tmp_path, small_clip):
+    picture, clip = draw("red", "circle"), load_clip(small_clip, None)
+    picture.save(tmp_path / "red.png")
+    plain = ["edit", str(tmp_path / "red.png"), "blue", "--seed", "3", "--model", folder, "--clip-model", small_clip]
+
+    def drawn(*options):
+        out = tmp_path / "-".join(options)
+        result = CliRunner().invoke(app, [*plain, *options, "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        return [Image.open(path).convert("RGB") for path in sorted(out.glob("[0-9]*.png"))]
+
+    every, kept = drawn("--num-images", "5"), drawn("--candidates", "5", "--num-images", "2")
+    best = sorted(every, key=lambda one: -scores_of([one], "blue", clip, picture)[0])[:2]
+    assert [one.tobytes() for one in kept] == [one.tobytes() for one in best]
+
+
 @pytest.mark.parametrize("retrieve", [0, 1])
 def test_it_edits(retrieve, folder, tmp_path, small_clip, small_bank):
     """The command's pictures are those of `generate` behind the processor's prompt."""
@@ -125,6 +142,7 @@ def test_it_edits(retrieve, folder, tmp_path, small_clip, small_bank):
         (["edit", "no-such-file.png", "make it blue"], "which is no file"),
         (["generate", "very " * 600], "expected a prompt of at most"),
         (["generate", "apple", "--num-images", "4", "--candidates", "2"], "at least 4 candidates"),
+        (["edit", "apple.png", "make it blue", "--candidates", "2"], "at least 4 candidates"),
         (["generate", "apple", "--candidates", "4", "--clip-model", "nobody"], "a CLIP to rank candidates"),
         (["generate", "apple", "--strategy", "cd-k", "--contrastive-alpha", "2"], "contrastive_alpha in (0, 1]"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import GRID_SIZE, REPOSITORY, draw, load_recipe, small_model
+from conftest import GRID_SIZE, IMAGE_SIZE, REPOSITORY, draw, load_recipe, small_model
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -20,7 +20,8 @@ from trl import TrlParser
 from cm3leon_hf.data.tasks import load_tasks
 from cm3leon_hf.data.words import FONTS, write_word
 from cm3leon_hf.evaluation.boxes import drawn_box_iou
-from cm3leon_hf.evaluation.instructions import answer_instructions, instruction_prompt
+from cm3leon_hf.evaluation.clip_score import CLIPScorer
+from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, instruction_prompt
 from cm3leon_hf.evaluation.options import asking
 from cm3leon_hf.evaluation.words import nearest_words
 from cm3leon_hf.processing_prompts import CONTROLS
@@ -119,6 +120,26 @@ def test_answers_are_what_generate_continues_with(processor):
     assert isinstance(said, str)
     with pytest.raises(ValueError, match="both kinds"):
         answer_instructions([edit, ask], model, processor)
+
+
+def test_of_several_edits_the_best_are_kept(processor, small_clip):
+    model, scorer = small_model(max_position_embeddings=256), CLIPScorer(small_clip, None, device="cpu")
+    given = [torch.randint(IMAGE_SIZE, (GRID_SIZE**2,)).tolist() for _ in range(3)]
+    texts = [["Edit", None, f"make it {colour}", None] for colour in ("blue", "red", "green")]
+    rows = [{"texts": text, "codes": [None, one, None, one], "answer": 3} for text, one in zip(texts, given)]
+    drawing = {"do_sample": True, "guidance_scale": 1.0}
+    torch.manual_seed(0)
+    best = best_edits(rows, model, processor, scorer, 4, drawing)
+    torch.manual_seed(0)
+    for row, kept in zip(rows, best):  # three rows and four candidates: one row at a time
+        drawn = answer_instructions([row], model, processor, drawing | {"num_return_sequences": 4})
+        origin, *pictures = processor.decode_images(torch.tensor([row["codes"][1], *drawn]))
+        scores = np.add(scorer(pictures, [row["texts"][2]] * 4), scorer.likeness(pictures, origin))
+        assert len({round(score, 5) for score in scores}) > 1 and kept == drawn[scores.argmax()]
+    say = {"texts": ["Describe.", " a circle", None], "codes": [None, None, given[0]], "answer": 1}
+    for row in (say, {"texts": ["red", None], "codes": [None, given[0]], "answer": 1}):
+        with pytest.raises(ValueError, match="expected edits"):
+            best_edits([row], model, processor, scorer, 4)
 
 
 def test_boxes_that_nothing_fills_have_no_overlap():
@@ -254,7 +275,7 @@ def test_skin_tones_are_told_apart_only_where_there_are_any():
 
 
 @pytest.fixture(scope="module")
-def values(built, config, processor, tmp_path_factory) -> dict:
+def values(built, config, processor, small_clip, tmp_path_factory) -> dict:
     """Of the recipe, for a tiny model and judge."""
     folder = str(tmp_path_factory.mktemp("evaluation"))
     small_model(max_position_embeddings=512).save_pretrained(f"{folder}/model")
@@ -263,6 +284,7 @@ def values(built, config, processor, tmp_path_factory) -> dict:
     generate = {"draw": {"guidance_scale": 1.0, "do_sample": True}, "write": {"max_new_tokens": 4}}
     generate |= {"no_edit": {"guidance_scale": 1.0, "do_sample": False}}
     found = {"model": f"{folder}/model", "dataset": config.out, "corpus": config.corpus, "judge": f"{folder}/judge"}
+    found |= {"candidates": {"edit": 2}, "clip": small_clip}
     return found | {"judge_training": training, "generate": generate, "batch_size": 4, "resamples": 5}
 
 
@@ -283,7 +305,8 @@ def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(judged, values, 
     assert found["oracle"]["long_caption_cider"]["value"] == pytest.approx(10)
     for row in ("real", "oracle"):
         assert {"judge_style", "judge_concept"} <= set(found[row])
-    monkeypatch.setattr(judged, "answer_instructions", print)  # which would answer nothing: everything is there
+    for name in ("answer_instructions", "best_edits"):
+        monkeypatch.setattr(judged, name, print)  # which would answer nothing: everything is there
     monkeypatch.setattr(emoji_judge, "train_judge", print)  # so is the judge
     assert run_recipe(judged, capsys, values) == found
     with pytest.raises(ValueError, match=r"got \['sing'\]"):

@@ -7,7 +7,7 @@ from conftest import COLOURS, draw, load_recipe
 from PIL import Image
 
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
-from cm3leon_hf.evaluation.reranking import STRATEGIES, draw_candidates, generate_best, rank
+from cm3leon_hf.evaluation.reranking import STRATEGIES, Candidate, draw_candidates, generate_best, rank
 
 PROMPTS = ["a red circle", "blue"]
 
@@ -53,6 +53,18 @@ def test_the_best_come_first(model, processor, scorer):
     assert [pool[0].score for pool in at_once] == pytest.approx(
         [best[0].score for best in rank(pools, PROMPTS, scorer)]
     )
+
+
+@torch.no_grad()
+def test_edits_are_ranked_by_what_they_change_and_by_what_they_keep(scorer):
+    pictures, given = [draw(colour, "circle") for colour in COLOURS], draw("red", "square")
+    pools = [[Candidate(picture, {}) for picture in pictures]]
+    vectors = torch.cat([scorer.model.encode_image(scorer.transform(one)[None]) for one in [given, *pictures]])
+    words = scorer.model.encode_text(scorer.tokenizer(["make it blue"]))
+    alike = torch.cosine_similarity(vectors[1:], vectors[:1]) + torch.cosine_similarity(vectors[1:], words)
+    (ranked,) = rank(pools, ["make it blue"], scorer, given=[given])
+    assert [one.score for one in ranked] == pytest.approx(alike.sort(descending=True).values.tolist(), abs=1e-5)
+    assert ranked[0].image == pictures[alike.argmax()] and len({round(one.score, 4) for one in ranked}) > 1
 
 
 def test_too_few_candidates_are_refused(model, processor, scorer):

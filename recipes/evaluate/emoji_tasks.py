@@ -5,7 +5,8 @@
 Edits are judged by a network that `emoji_judge.py` trains: whether the picture has the style, skin tone, gender or
 colour that was asked for, and still shows the same thing, whatever its gender and colour. Boxes are those of what is
 drawn, and control pictures are made of it again. Words are right if no other word of the tasks is more like what was
-drawn; captions must name concept and style exactly. The row `oracle` has the right answers in place of the model's, as
+drawn; captions must name concept and style exactly. Of several candidates for an edit CLIP keeps the best, by its
+likeness to the instruction and to the given picture. The row `oracle` has the right answers in place of the model's, as
 far as codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never saw: the artists'
 own ones in the row `real`, the same coded and decoded in `oracle`.
 
@@ -26,8 +27,9 @@ from emoji_sheet import draw_sheet
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
-from cm3leon_hf import default_model
-from cm3leon_hf.evaluation.instructions import answer_instructions, is_drawn
+from cm3leon_hf import default_clip, default_model
+from cm3leon_hf.evaluation.clip_score import CLIPScorer
+from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, is_drawn
 from cm3leon_hf.evaluation.intervals import measure_mean
 from cm3leon_hf.evaluation.processes import start_processes
 from cm3leon_hf.evaluation.results import entry, markdown_table, write_results
@@ -49,6 +51,10 @@ class EmojiTasksArguments:
     judge: str = field(default="runs/emoji-judge", metadata={"help": "Folder of judges; what is missing is trained."})
     judge_training: dict = field(default_factory=dict, metadata={"help": "`decoded` and `training` (in the YAML)."})
     generate: dict = field(default_factory=dict, metadata={"help": "Arguments of `generate` by task (in the YAML)."})
+    candidates: dict = field(
+        default_factory=dict, metadata={"help": "Drawn for each edit, of which CLIP keeps one, by task (in the YAML)."}
+    )
+    clip: str = field(default="", metadata={"help": "CLIP of open_clip that picks them; the shipped one by default."})
     tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks to evaluate; all by default."})
     retrieved: bool = field(default=True, metadata={"help": "Whether rows stand behind what they retrieved."})
     count: int = field(default=0, metadata={"help": "First rows of each task; all by default."})
@@ -82,8 +88,9 @@ def rows_by_task(args: EmojiTasksArguments) -> dict[str, list[dict]]:
     return {task: rows[task][: args.count or None] for task in args.tasks or sorted(rows)}
 
 
-def plan(rows: list[dict], arguments: dict) -> dict:
-    return {"rows": len(rows), "generate": arguments, "documents": sum(bool(row["retrieved"]) for row in rows)}
+def plan(rows: list[dict], arguments: dict, candidates: int) -> dict:
+    documents = sum(bool(row["retrieved"]) for row in rows)
+    return {"rows": len(rows), "generate": arguments, "documents": documents, "candidates": candidates}
 
 
 def real_pictures(args: EmojiTasksArguments, rows: dict[str, list[dict]]) -> dict:
@@ -133,11 +140,14 @@ def main(args: EmojiTasksArguments) -> None:
     asked = {task: args.arguments(task, is_drawn(part[0])) for task, part in rows.items()}
     facts = {"model": f"{Path(args.model).name}@{fingerprint(model)}", "adapters": args.adapters, "split": args.split}
     run = Run(Path(args.out), args.batch_size, args.seed, state.process_index, state.num_processes)
-    run.start(facts, {task: plan(part, asked[task]) for task, part in rows.items()})
+    run.start(facts, {task: plan(part, asked[task], args.candidates.get(task, 1)) for task, part in rows.items()})
     processor = AutoProcessor.from_pretrained(args.model, device=state.device)
     model.to(state.device)
+    scorer = CLIPScorer(args.clip or default_clip(), None) if args.candidates else None
     for task, part in rows.items():
         make = partial(answer_instructions, model=model, processor=processor, arguments=asked[task])
+        if (count := args.candidates.get(task, 1)) > 1:
+            make = partial(best_edits, scorer=scorer, candidates=count, **make.keywords)
         run.answer(task, part, make)
     judge, held_out = judge_of(args, processor)  # by all processes, which train it together
     state.wait_for_everyone()

@@ -67,8 +67,7 @@ def generate(
     from .grid import draw_grid
     from .progress import TokenProgress
 
-    if candidates is not None and candidates < num_images:
-        raise ValueError(f"expected at least {num_images} candidates to keep as many, got {candidates}; draw more")
+    check_candidates(candidates, num_images)
     scorer = load_clip(clip_model, clip_weights) if candidates is not None or retrieve else None
     retrieved = load_augmenter(bank, scorer).for_prompts(prompts, retrieve) if retrieve else None
     model, processor = load(model, seed)
@@ -92,6 +91,11 @@ def generate(
     grid = draw_grid(*zip(*(cell for row in cells for cell in row)), columns=len(cells[0]))
     drawn = [candidate.image for pool in pools for candidate in pool]
     save({"grid": grid} | {f"{index:02d}": image for index, image in enumerate(drawn)}, out)
+
+
+def check_candidates(candidates: int | None, num_images: int) -> None:
+    if candidates is not None and candidates < num_images:
+        raise ValueError(f"expected at least {num_images} candidates to keep as many, got {candidates}; draw more")
 
 
 def grid_cells(prompts: list[str], pools: list[list], retrieved: list[list[dict]] | None, processor) -> list[list]:

@@ -38,6 +38,10 @@ class CLIPScorer(CLIPEncoder):
             raise ValueError(f"expected a text for each picture, got {len(texts)} texts for {len(images)} pictures")
         return (self.embed_images(images) * self.embed_texts(texts)).sum(-1).tolist()
 
+    def likeness(self, images: list[Image.Image], other: Image.Image) -> list[float]:
+        """The similarity of each picture to another one, in [-1, 1]."""
+        return (self.embed_images(images) @ self.embed_images([other])[0]).tolist()
+
 
 def clip_score(similarities) -> np.ndarray:
     """

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ..vocabulary import BREAK, IMAGE, INFILL, MASK
+from .clip_score import CLIPScorer
+from .reranking import scores_of
 from .runs import GREEDY
 
 
@@ -50,7 +52,8 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
         arguments (`dict`, *optional*): Of `generate`; texts are greedy and unguided by default.
 
     Returns:
-        Codes `(image_length,)` of an image, or a text without spaces around it, for each row.
+        Codes `(image_length,)` of an image, or a text without spaces around it, for each row, or several for each
+        where the arguments ask for them.
 
     Raises:
         ValueError: for rows of both kinds.
@@ -73,6 +76,43 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
     return [text.strip() for text in processor.post_process_multimodal_output(new, generation_mode="text")]
 
 
+def best_edits(
+    rows: Sequence[dict], model, processor, scorer: CLIPScorer, candidates: int, arguments: dict | None = None
+) -> list[list[int]]:
+    """
+    The codes `(image_length,)` of the best edit for each row, of so many candidates, by CLIP.
+
+    Args:
+        rows (`Sequence[dict]`): Whose last image is the answer, whose first one is to be edited, and whose last text
+            is the instruction.
+        model, processor, arguments: As in [`answer_instructions`].
+        scorer ([`CLIPScorer`]): Ranks the candidates.
+        candidates (`int`): Drawn for each row.
+
+    Raises:
+        ValueError: if a row's answer is no image, or nothing stands in front of it to be edited.
+    """
+    if any(not is_drawn(row) or len(images_of(row)) < 2 for row in rows):
+        raise ValueError("expected edits, whose answer is an image behind another one, got other rows; draw one each")
+    arguments, together = (arguments or {}) | {"num_return_sequences": candidates}, max(1, len(rows) // candidates)
+    drawn = []
+    for start in range(0, len(rows), together):  # as many pictures at a time as there are rows
+        drawn += answer_instructions(rows[start : start + together], model, processor, arguments)
+    best = []
+    for index, row in enumerate(rows):
+        own = drawn[index * candidates : (index + 1) * candidates]
+        given, *pictures = processor.decode_images(torch.tensor([images_of(row)[0], *own]))
+        instruction = [text for text in row["texts"] if text][-1].strip()
+        scores = scores_of(pictures, instruction, scorer, given)
+        best.append(own[scores.index(max(scores))])
+    return best
+
+
+def images_of(row: dict) -> list[list[int]]:
+    """The codes of a row's images, in their order."""
+    return [codes for text, codes in zip(row["texts"], row["codes"]) if text is None]
+
+
 def behind_documents(inputs, rows: Sequence[dict], model, processor, arguments: dict):
     """The rows' prompts behind their retrieved documents, as far as there is room beside an answer."""
     length = processor.vocabulary.image_length
@@ -82,4 +122,4 @@ def behind_documents(inputs, rows: Sequence[dict], model, processor, arguments: 
     return processor.with_retrieved(inputs, documents, model.config.max_position_embeddings - length)
 
 
-__all__ = ["answer_instructions", "instruction_prompt", "is_drawn"]
+__all__ = ["answer_instructions", "best_edits", "instruction_prompt", "is_drawn"]

@@ -1,4 +1,4 @@
-"""Several candidates for each prompt, from one strategy or several, and the best of them by CLIP (paper, Figure 4)."""
+"""Several candidates for each prompt or edit, and the best of them by CLIP (paper, Figure 4)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,24 +67,43 @@ def draw_candidates(
     return pools
 
 
+def scores_of(
+    pictures: list[Image.Image], prompt: str, scorer: Callable, given: Image.Image | None = None
+) -> list[float]:
+    """
+    How well pictures fit a prompt: their similarity to it.
+
+    Of edits, that to the instruction, for what they change, plus that to the given picture, for what they keep.
+    """
+    scores = scorer(pictures, [prompt] * len(pictures))
+    if given is None:
+        return scores
+    return [sum(both) for both in zip(scores, scorer.likeness(pictures, given))]
+
+
 def rank(
-    pools: list[list[Candidate]], prompts: list[str], scorer: Callable, keep: int | None = None
+    pools: list[list[Candidate]],
+    prompts: list[str],
+    scorer: Callable,
+    keep: int | None = None,
+    given: list[Image.Image] | None = None,
 ) -> list[list[Candidate]]:
     """
     Scores candidates and sorts them, best first.
 
     Args:
         pools (`list[list[Candidate]]`): For each prompt its candidates.
-        prompts (`list[str]`): The prompts.
+        prompts (`list[str]`): The prompts, or the instructions of edits.
         scorer (`Callable`): Pictures and texts to similarities; [`~cm3leon_hf.evaluation.clip_score.CLIPScorer`].
         keep (`int`, *optional*): How many to return for each prompt; all by default.
+        given (`list[PIL.Image.Image]`, *optional*): The pictures that the candidates are edits of.
 
     Returns:
         `list[list[Candidate]]`: for each prompt its best candidates with their scores.
     """
     ranked = []
-    for pool, prompt in zip(pools, prompts):
-        scores = scorer([candidate.image for candidate in pool], [prompt] * len(pool))
+    for pool, prompt, origin in zip(pools, prompts, given or [None] * len(pools)):
+        scores = scores_of([candidate.image for candidate in pool], prompt, scorer, origin)
         scored = [Candidate(one.image, one.strategy, float(score)) for one, score in zip(pool, scores)]
         ranked.append(sorted(scored, key=lambda candidate: -candidate.score)[:keep])
     return ranked
