@@ -7,7 +7,7 @@ import torch
 from conftest import small_config, small_model
 from transformers import DynamicCache, StaticCache
 
-from cm3leon_hf.generation_cache import RoomyLayer, with_room, with_rooms
+from cm3leon_hf.generation_cache import RoomyLayer, make_room, whole_rooms
 from cm3leon_hf.modeling_cm3leon import eager_attention_forward
 
 BATCH, HEADS, DIM, CAPACITY = 2, 3, 4, 8
@@ -16,7 +16,7 @@ BATCH, HEADS, DIM, CAPACITY = 2, 3, 4, 8
 @pytest.fixture
 def pair():
     config = small_config(num_hidden_layers=1)
-    return DynamicCache(config=config), with_room(DynamicCache(config=config), CAPACITY)
+    return DynamicCache(config=config), make_room(DynamicCache(config=config), CAPACITY)
 
 
 def states(length: int, batch: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +105,7 @@ def test_room_is_not_attended_to(pair, mask):
     cache, query = pair[1], torch.randn(BATCH, HEADS, 1, DIM)
     key, value = cache.update(*states(5), 0)
     mask = mask if mask is None else mask.view(1, 1, 1, 5)
-    keys, values, wider = with_rooms(cache, 0, key, value, mask)
+    keys, values, wider = whole_rooms(cache, 0, key, value, mask)
     assert keys.shape[2] == values.shape[2] == wider.shape[3] == CAPACITY
     exact, _ = eager_attention_forward(None, query, key, value, mask, 1.0)
     torch.testing.assert_close(eager_attention_forward(None, query, keys, values, wider, 1.0)[0], exact)
@@ -116,7 +116,7 @@ def test_other_caches_stay_as_they_are():
     offloaded.offloading = True
     for cache in (StaticCache(config=small_config(), max_cache_len=4), offloaded):
         layers = list(cache.layers)
-        assert with_room(cache, CAPACITY) is cache and cache.layers == layers
+        assert make_room(cache, CAPACITY) is cache and cache.layers == layers
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}], ids=str)

@@ -59,7 +59,7 @@ class RoomyLayer(DynamicLayer):
         self.filled = self.keys, self.values = tuple(room[..., :length, :] for room in self.rooms)
 
 
-def with_room(cache: Cache, capacity: int) -> Cache:
+def make_room(cache: Cache, capacity: int) -> Cache:
     """
     The same cache with room for so many positions, if it is transformers' plain dynamic one; any other as it is.
 
@@ -76,7 +76,7 @@ def with_room(cache: Cache, capacity: int) -> Cache:
     return cache
 
 
-def with_rooms(
+def whole_rooms(
     cache: Cache | None, index: int, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """

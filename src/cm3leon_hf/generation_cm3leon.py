@@ -15,7 +15,7 @@ from .generation_branches import (
     guidance_values,
     pad_left,
 )
-from .generation_cache import with_room
+from .generation_cache import make_room
 from .generation_images import draw_codes, ids_of_codes, may_draw_codes
 from .generation_jacobi import check_jacobi, speculative_jacobi
 from .generation_prefix import may_share_prefix, shared_prefix
@@ -213,7 +213,7 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         passed = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         if passed is None and "past_key_values" in model_kwargs:
-            model_kwargs["past_key_values"] = with_room(model_kwargs["past_key_values"], generation_config.max_length)
+            model_kwargs["past_key_values"] = make_room(model_kwargs["past_key_values"], generation_config.max_length)
 
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         if model_kwargs is None:

@@ -5,7 +5,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.generation import GenerationMode
 
 from .generation_branches import add_branches
-from .generation_cache import with_room
+from .generation_cache import make_room
 
 
 def may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
@@ -38,7 +38,7 @@ def shared_prefix(model, ids, attention_mask, config: GenerationConfig, kwargs: 
         attention_mask = add_branches(attention_mask, kwargs["guidance_attention_mask"])
     positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
     length = ids.shape[1] + config.max_new_tokens
-    cache = with_room(DynamicCache(config=model.config), length)
+    cache = make_room(DynamicCache(config=model.config), length)
     model.model(
         ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache
     )

@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cm3leon import CM3LeonConfig
-from .generation_cache import with_rooms
+from .generation_cache import whole_rooms
 from .generation_cm3leon import CM3LeonGenerationMixin
 from .modeling_attention import blocked_attention_forward, is_faster_in_blocks
 from .modeling_loss import chunked_causal_loss
@@ -104,7 +104,7 @@ class CM3LeonAttention(nn.Module):
         )
         if self.config._attn_implementation == "sdpa" and better_without_sdpa(query, attention_mask):
             attention = eager_attention_forward
-            key, value, attention_mask = with_rooms(past_key_values, self.layer_idx, key, value, attention_mask)
+            key, value, attention_mask = whole_rooms(past_key_values, self.layer_idx, key, value, attention_mask)
         elif self.config._attn_implementation == "sdpa" and is_faster_in_blocks(query, key, attention_mask):
             attention = blocked_attention_forward
         attended, weights = attention(
