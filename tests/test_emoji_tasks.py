@@ -151,6 +151,7 @@ def test_reasoning_explains_and_chooses_the_group(built):
 def test_rows_stand_behind_the_best_training_picture_of_another_pair(built, known):
     training, encoder = emoji_rows()["train"], SeededEncoder()
     vectors = encoder.embed_images([row["image"] for row in training]).numpy()
+    words = encoder.embed_texts([row["captions"][0] for row in training]).numpy()
     at, limit = {row["captions"][0]: place for place, row in enumerate(training)}, emoji_augmenter().limit
     for rows in built.values():
         shown = [row for row in rows if row["retrieved"]]
@@ -159,13 +160,19 @@ def test_rows_stand_behind_the_best_training_picture_of_another_pair(built, know
         for row in shown:
             _, picture = known[key(next(codes for codes in row["codes"] if codes))]
             assert row["read"] == picture["source"]
-            scores = vectors @ encoder.embed_images([picture["image"]]).numpy()[0]
+            query = encoder.embed_images([picture["image"]]).numpy()[0]
+            scores = vectors @ query
+            nearest = []
+            for one in np.argsort(-scores, kind="stable"):
+                if scores[one] <= limit and (vectors[nearest] @ vectors[one] <= limit).all():
+                    nearest.append(one)
+            nearest = nearest[: emoji_retrieved.CANDIDATES]
             pairs = {(one["concept"], one["style"]) for one in (picture, row)}  # what is read, and what is drawn
             others = np.array([(one["concept"], one["style"]) not in pairs for one in training])
             (document,) = row["retrieved"]
             place = at[document["text"]]
             assert others[place] and document["codes"] == training[place]["codes"]
-            assert scores[place] == scores[others & (scores <= limit)].max()
+            assert place == max((one for one in nearest if others[one]), key=lambda one: words[one] @ query)
 
 
 def test_a_share_of_the_training_rows_and_all_held_out_ones_stand_behind_documents(built):
@@ -173,8 +180,19 @@ def test_a_share_of_the_training_rows_and_all_held_out_ones_stand_behind_documen
     assert 0.2 < np.mean(has["captioning"]) < 0.8 and any(has["vqa"])
     for row in built["heldout_pairs"]:
         assert bool(row["retrieved"]) == (row["task"] in ("captioning", "vqa") or row["kind"] == "style")
-    kept = emoji_retrieved.with_documents(built["train"], {}, 1.0, np.random.default_rng(0))
+    kept = emoji_retrieved.with_documents(built["train"], {}, 1.0, 0.0, np.random.default_rng(0))
     assert not any(row["retrieved"] for row in kept)  # nothing was found
+
+
+def test_a_share_of_the_documents_shows_another_concept():
+    concepts = ("sun", "sun", "moon", "moon")
+    shown = [corpus_of.Picture(0, concept, "", "noto", "", "", "", [], [], "", []) for concept in concepts]
+    found = {"read": [(one, {"text": str(at), "codes": []}) for at, one in enumerate(shown)]}
+    rows = [{"read": "read", "concept": "sun", "style": "another", "retrieved": []}] * 200
+    for misled, least, most in ((0.0, 0, 0), (0.3, 30, 90), (1.0, 200, 200)):
+        kept = emoji_retrieved.with_documents(rows, found, 1.0, misled, np.random.default_rng(0))
+        texts = [row["retrieved"][0]["text"] for row in kept]
+        assert set(texts) <= {"0", "2"} and least <= texts.count("2") <= most
 
 
 def test_a_bank_of_other_pictures_is_refused(config):

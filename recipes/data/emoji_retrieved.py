@@ -40,7 +40,8 @@ def retrieve_for(
     for start in tqdm(range(0, len(pictures), BATCH), desc="retrieving"):
         shown = pictures[start : start + BATCH]
         queries = [{"id": one.source, "codes": one.codes, "image": images[one.index]["image"]} for one in shown]
-        for one, documents in zip(shown, augmenter.retrieve(queries)):
+        nearest = augmenter.retrieve(queries)
+        for one, documents in zip(shown, augmenter.by_text([query["image"] for query in queries], nearest)):
             like = [(training_picture(document, known), document) for document in documents]
             found[one.source] = [
                 (other, {"text": document["text"], "codes": document["codes"]})

@@ -14,6 +14,7 @@ from .memory_bank import MemoryBank
 
 DEEPEST = 1024  # candidates of one query at most, however many of them are skipped
 VECTORS = 1 << 15  # of candidates, held at a time
+DESCRIBING = 16  # nearest documents among which those that describe a picture best are found
 SMALLEST = np.finfo(np.float32).tiny  # in place of the length of a vector of zeros
 
 
@@ -127,9 +128,12 @@ class RetrievalAugmenter:
         """
         Documents for pictures to write about: the `count` best for each, without dropout or draws.
 
+        Ours: of the 16 nearest documents those whose texts describe the picture best, as it is their words that a
+        model takes over; see [`by_text`][RetrievalAugmenter.by_text].
+
         Args:
             pictures (`list[PIL.Image.Image]`): What to describe.
-            count (`int`): 0, 1 or 2 in the paper; up to `per_query`.
+            count (`int`): 0, 1 or 2 in the paper; up to 16.
 
         Returns:
             For each picture its documents, best first, as `__call__` gives them.
@@ -137,7 +141,29 @@ class RetrievalAugmenter:
         Raises:
             ValueError: for an empty bank, or a count out of range.
         """
-        return self._best([{"image": picture} for picture in pictures], count)
+        if not 0 <= count <= DESCRIBING:
+            raise ValueError(f"expected a count from 0 to {DESCRIBING}, got {count}; ask for fewer")
+        nearest = replace(self, per_query=DESCRIBING)._best([{"image": picture} for picture in pictures], DESCRIBING)
+        return [documents[:count] for documents in self.by_text(pictures, nearest)]
+
+    def by_text(self, pictures: list[Image.Image], found: list[list[dict]]) -> list[list[dict]]:
+        """
+        The documents of each picture, sorted by the similarity of their texts to it.
+
+        Args:
+            pictures (`list[PIL.Image.Image]`): In RGB.
+            found (`list[list[dict]]`): For each of them its documents; those without text come last.
+
+        Returns:
+            The same documents, the one whose text describes the picture best first.
+        """
+        texts = sorted({document["text"] for documents in found for document in documents if document["text"]})
+        vectors = self.encoder.embed_images(pictures) @ self.encoder.embed_texts(texts).T
+        likeness = [dict(zip(texts, row)) for row in vectors.tolist()]
+        return [
+            sorted(documents, key=lambda document: -likeness[at].get(document["text"], -1.0))
+            for at, documents in enumerate(found)
+        ]
 
     def _best(self, examples: list[dict], count: int) -> list[list[dict]]:
         if not 0 <= count <= self.per_query:
