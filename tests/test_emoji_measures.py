@@ -134,7 +134,9 @@ def test_of_several_edits_the_best_are_kept(processor, small_clip):
     for row, kept in zip(rows, best):  # three rows and four candidates: one row at a time
         drawn = answer_instructions([row], model, processor, drawing | {"num_return_sequences": 4})
         origin, *pictures = processor.decode_images(torch.tensor([row["codes"][1], *drawn]))
-        scores = np.add(scorer(pictures, [row["texts"][2]] * 4), scorer.likeness(pictures, origin))
+        vectors, (asked,) = scorer.embed_images(pictures).numpy(), scorer.embed_texts([row["texts"][2]]).numpy()
+        mean = vectors.mean(0) / np.linalg.norm(vectors.mean(0))
+        scores = vectors @ (asked + scorer.embed_images([origin]).numpy()[0] + mean)
         assert len({round(score, 5) for score in scores}) > 1 and kept == drawn[scores.argmax()]
     say = {"texts": ["Describe.", " a circle", None], "codes": [None, None, given[0]], "answer": 1}
     for row in (say, {"texts": ["red", None], "codes": [None, given[0]], "answer": 1}):

@@ -56,12 +56,13 @@ def test_the_best_come_first(model, processor, scorer):
 
 
 @torch.no_grad()
-def test_edits_are_ranked_by_what_they_change_and_by_what_they_keep(scorer):
+def test_edits_are_ranked_by_what_they_change_what_they_keep_and_what_most_agree_on(scorer):
     pictures, given = [draw(colour, "circle") for colour in COLOURS], draw("red", "square")
     pools = [[Candidate(picture, {}) for picture in pictures]]
     vectors = torch.cat([scorer.model.encode_image(scorer.transform(one)[None]) for one in [given, *pictures]])
     words = scorer.model.encode_text(scorer.tokenizer(["make it blue"]))
-    alike = torch.cosine_similarity(vectors[1:], vectors[:1]) + torch.cosine_similarity(vectors[1:], words)
+    mean = torch.nn.functional.normalize(vectors[1:], dim=-1).mean(0, keepdim=True)
+    alike = sum(torch.cosine_similarity(vectors[1:], one) for one in (vectors[:1], words, mean))
     (ranked,) = rank(pools, ["make it blue"], scorer, given=[given])
     assert [one.score for one in ranked] == pytest.approx(alike.sort(descending=True).values.tolist(), abs=1e-5)
     assert ranked[0].image == pictures[alike.argmax()] and len({round(one.score, 4) for one in ranked}) > 1

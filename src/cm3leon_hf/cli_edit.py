@@ -40,7 +40,7 @@ def edit(
 
     Writes `grid.png`, the given picture beside the edited ones, and the single pictures `00.png`, `01.png`, … into
     the folder, and prints their paths. The best candidates are those that are most like the instruction, for what is
-    to change, and the given picture, for what is to stay.
+    to change, the given picture, for what is to stay, and the other candidates, for what most of them agree on.
 
     The shipped model changes the style, skin tone, gender or colour of emoji, and leaves them as they are when told to.
 

@@ -42,6 +42,11 @@ class CLIPScorer(CLIPEncoder):
         """The similarity of each picture to another one, in [-1, 1]."""
         return (self.embed_images(images) @ self.embed_images([other])[0]).tolist()
 
+    def consensus(self, images: list[Image.Image]) -> list[float]:
+        """The similarity of each picture to the mean of all of them, in [-1, 1]."""
+        vectors = self.embed_images(images)
+        return (vectors @ torch.nn.functional.normalize(vectors.mean(0), dim=0)).tolist()
+
 
 def clip_score(similarities) -> np.ndarray:
     """

@@ -73,12 +73,13 @@ def scores_of(
     """
     How well pictures fit a prompt: their similarity to it.
 
-    Of edits, that to the instruction, for what they change, plus that to the given picture, for what they keep.
+    Of edits, that to the instruction, for what they change, plus that to the given picture, for what they keep, plus
+    that to the mean of all, for what most of them agree on, as in minimum Bayes risk decoding.
     """
     scores = scorer(pictures, [prompt] * len(pictures))
     if given is None:
         return scores
-    return [sum(both) for both in zip(scores, scorer.likeness(pictures, given))]
+    return [sum(parts) for parts in zip(scores, scorer.likeness(pictures, given), scorer.consensus(pictures))]
 
 
 def rank(
