@@ -122,7 +122,9 @@ class RetrievalAugmenter:
         """
         if not all(prompt.strip() for prompt in prompts):
             raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
-        return self._best([{"text": prompt} for prompt in prompts], count)
+        if not 0 <= count <= self.per_query:
+            raise ValueError(f"expected a count from 0 to {self.per_query}, got {count}; raise per_query")
+        return replace(self, training=False, count=count).retrieve([{"text": prompt} for prompt in prompts])
 
     def for_pictures(self, pictures: list[Image.Image], count: int = 1) -> list[list[dict]]:
         """
@@ -143,7 +145,8 @@ class RetrievalAugmenter:
         """
         if not 0 <= count <= DESCRIBING:
             raise ValueError(f"expected a count from 0 to {DESCRIBING}, got {count}; ask for fewer")
-        nearest = replace(self, per_query=DESCRIBING)._best([{"image": picture} for picture in pictures], DESCRIBING)
+        queries = [{"image": picture} for picture in pictures]
+        nearest = replace(self, per_query=DESCRIBING, count=DESCRIBING, training=False).retrieve(queries)
         return [documents[:count] for documents in self.by_text(pictures, nearest)]
 
     def by_text(self, pictures: list[Image.Image], found: list[list[dict]]) -> list[list[dict]]:
@@ -164,11 +167,6 @@ class RetrievalAugmenter:
             sorted(documents, key=lambda document: -likeness[at].get(document["text"], -1.0))
             for at, documents in enumerate(found)
         ]
-
-    def _best(self, examples: list[dict], count: int) -> list[list[dict]]:
-        if not 0 <= count <= self.per_query:
-            raise ValueError(f"expected a count from 0 to {self.per_query}, got {count}; raise per_query")
-        return replace(self, training=False, count=count).retrieve(examples)
 
     def retrieve(self, examples: list[dict]) -> list[list[dict]]:
         """Documents for rows, each a `dict` with `text`, `image`, `codes` and `id` as far as it has them."""
