@@ -185,19 +185,21 @@ def test_prompts_get_the_best(augmenter, source):
             augmenter.for_prompts(wrong, count)
 
 
-def test_pictures_get_those_of_the_nearest_that_describe_them_best(augmenter, source, monkeypatch):
+def test_pictures_get_the_nearest_or_those_of_them_that_describe_them_best(augmenter, source, monkeypatch):
     monkeypatch.setattr("cm3leon_hf.retrieval.augmenter.DESCRIBING", 4)
     pictures = [row["image"] for row in source.select(range(3))]
     queries = augmenter.encoder.embed_images(pictures).numpy()
     scores, best = augmenter.bank.search(queries, len(augmenter.bank))
     texts = augmenter.encoder.embed_texts(source["text"][:]).numpy()
-    for number, found in enumerate(augmenter.for_pictures(pictures, 2)):
-        near = [int(at) for at, score in zip(best[number], scores[number]) if score <= augmenter.limit][:4]
-        near.sort(key=lambda at: -texts[at] @ queries[number])
-        assert [one["id"] for one in found] == [str(source[at]["id"]) for at in near[:2]] and len(found) == 2
-    assert augmenter.for_pictures([]) == []
-    with pytest.raises(ValueError, match="a count from 0 to 4, got 5"):
-        augmenter.for_pictures(pictures, 5)
+    for by_text in (False, True):
+        for number, found in enumerate(augmenter.for_pictures(pictures, 2, by_text)):
+            near = [int(at) for at, score in zip(best[number], scores[number]) if score <= augmenter.limit][:4]
+            if by_text:
+                near.sort(key=lambda at: -texts[at] @ queries[number])
+            assert [one["id"] for one in found] == [str(source[at]["id"]) for at in near[:2]] and len(found) == 2
+        assert augmenter.for_pictures([], 1, by_text) == []
+        with pytest.raises(ValueError, match="a count from 0 to 2, got 3"):
+            augmenter.for_pictures(pictures, 3, by_text)
 
 
 def test_documents_without_text_describe_nothing(augmenter):

@@ -71,7 +71,6 @@ def test_hits_are_documents_of_the_same_concept(benchmark, tmp_path, monkeypatch
     measures = load_recipe("benchmark/retrieval_measures.py")
     monkeypatch.setattr(measures, "CLIPEncoder", lambda model: encoder)
     monkeypatch.setattr(measures.MemoryBank, "load", lambda *_: bank)
-    monkeypatch.setattr("cm3leon_hf.retrieval.augmenter.DESCRIBING", 1)  # its texts describe nothing
     args = measures.RetrievalArguments(bank="bank", clip_model="clip", dataset=str(tmp_path / "emoji"))
     found = measures.heldout_hit_rate(args)
     assert found["heldout_picture_hit_rate"] == 1 and found["heldout_hit_rate"] < 1

@@ -123,7 +123,7 @@ def test_it_edits(retrieve, folder, tmp_path, small_clip, small_bank):
     model, processor = load(folder, 3)
     inputs = processor.for_editing(picture, "blue")
     if retrieve:
-        found = augmenter.for_pictures([picture])
+        found = augmenter.for_pictures([picture], by_text=True)
         shown = processor.with_retrieved(inputs, found, model.config.max_position_embeddings - GRID_SIZE**2)
         assert shown["input_ids"].shape[1] > inputs["input_ids"].shape[1] + GRID_SIZE**2
         inputs = shown

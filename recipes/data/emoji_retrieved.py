@@ -15,7 +15,11 @@ CANDIDATES, BATCH = 16, 256
 
 
 def retrieve_for(
-    pictures: list[Picture], images: Dataset, training: list[Picture], augmenter: RetrievalAugmenter
+    pictures: list[Picture],
+    images: Dataset,
+    training: list[Picture],
+    augmenter: RetrievalAugmenter,
+    by_text: bool = False,
 ) -> dict[str, list[tuple[Picture, dict]]]:
     """
     By source, the documents for each picture, as a picture that nobody has seen would find them, the best first.
@@ -27,6 +31,7 @@ def retrieve_for(
         images (`Dataset`): The same as pixels.
         training (`list[Picture]`): What the documents show, whose ids are their sources.
         augmenter ([`RetrievalAugmenter`]): Over these documents.
+        by_text (`bool`): Whether the best are those of the nearest whose texts describe the picture best.
 
     Returns:
         `dict`: lists of what a document shows, and its `text` and `codes`.
@@ -40,8 +45,10 @@ def retrieve_for(
     for start in tqdm(range(0, len(pictures), BATCH), desc="retrieving"):
         shown = pictures[start : start + BATCH]
         queries = [{"id": one.source, "codes": one.codes, "image": images[one.index]["image"]} for one in shown]
-        nearest = augmenter.retrieve(queries)
-        for one, documents in zip(shown, augmenter.by_text([query["image"] for query in queries], nearest)):
+        best = augmenter.retrieve(queries)
+        if by_text:
+            best = augmenter.by_text([query["image"] for query in queries], best)
+        for one, documents in zip(shown, best):
             like = [(training_picture(document, known), document) for document in documents]
             found[one.source] = [
                 (other, {"text": document["text"], "codes": document["codes"]})

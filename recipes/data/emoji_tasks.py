@@ -57,6 +57,7 @@ from cm3leon_hf.shipped import default_bank, default_clip
 from cm3leon_hf.vocabulary import Vocabulary
 
 TRAIN = "train"
+EDIT, OTHER = "edit", "other"  # what documents are for
 SHOWN_ROWS = 3  # of each task, on the preview
 TASKS = {
     "edit": edits,
@@ -192,18 +193,19 @@ def main(config: EmojiTasksConfig) -> None:
     vqgan = CM3LeonVQGAN.from_pretrained(config.vqgan).eval()
     vqgan.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     tokenizer, shown = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan)), []
-    documents = {}
-    if config.retrieved:
-        augmenter = load_augmenter(config)
-        for name in pictures:  # of all splits, since held-out edits may begin with a training picture
-            documents |= retrieve_for(pictures[name], images[name], pictures[TRAIN], augmenter)
+    documents = {EDIT: {}, OTHER: {}}
+    augmenter = load_augmenter(config) if config.retrieved else None
+    for name in pictures if augmenter else ():  # of all splits, since held-out edits may begin with a training picture
+        for use, found in documents.items():
+            found |= retrieve_for(pictures[name], images[name], pictures[TRAIN], augmenter, by_text=use == EDIT)
     for name, wanted in config.rows.items():
         split = read_split(name, pictures, images[name], tokenizer, config)
         for number, (task, count) in enumerate(wanted.items()):
             rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
             if share := config.retrieved.get(task):  # held-out rows all have one; an evaluation may leave it out
                 shares = (share, config.misled) if name == TRAIN else (1.0, 0.0)
-                rows = with_documents(rows, documents, *shares, generator(config.seed, name, task, "retrieved"))
+                found = documents[EDIT if task.startswith(EDIT) else OTHER]
+                rows = with_documents(rows, found, *shares, generator(config.seed, name, task, "retrieved"))
             write_rows(rows, out / f"data/{name}-{number:05d}-of-{len(wanted):05d}.parquet")
             print(f"{name}: {len(rows)} rows of {task}")
             shown += rows[: SHOWN_ROWS if name == TRAIN else 0]

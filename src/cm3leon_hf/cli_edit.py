@@ -66,7 +66,7 @@ def edit(
     inputs = processor.for_editing(given, instruction)
     if augmenter:
         room = model.config.max_position_embeddings - processor.vocabulary.image_length
-        inputs = processor.with_retrieved(inputs, augmenter.for_pictures([given], retrieve), room)
+        inputs = processor.with_retrieved(inputs, augmenter.for_pictures([given], retrieve, by_text=True), room)
     ids = model.generate(
         **inputs.to(model.device),
         generation_mode="image",

@@ -122,20 +122,17 @@ class RetrievalAugmenter:
         """
         if not all(prompt.strip() for prompt in prompts):
             raise ValueError("expected prompts that are not empty, got an empty one; say what you want to see")
-        if not 0 <= count <= self.per_query:
-            raise ValueError(f"expected a count from 0 to {self.per_query}, got {count}; raise per_query")
-        return replace(self, training=False, count=count).retrieve([{"text": prompt} for prompt in prompts])
+        return self._best([{"text": prompt} for prompt in prompts], count)
 
-    def for_pictures(self, pictures: list[Image.Image], count: int = 1) -> list[list[dict]]:
+    def for_pictures(self, pictures: list[Image.Image], count: int = 1, by_text: bool = False) -> list[list[dict]]:
         """
-        Documents for pictures to write about: the `count` best for each, without dropout or draws.
-
-        Ours: of the 16 nearest documents those whose texts describe the picture best, as it is their words that a
-        model takes over; see [`by_text`][RetrievalAugmenter.by_text].
+        Documents for pictures to write about or to edit: the `count` best for each, without dropout or draws.
 
         Args:
-            pictures (`list[PIL.Image.Image]`): What to describe.
-            count (`int`): 0, 1 or 2 in the paper; up to 16.
+            pictures (`list[PIL.Image.Image]`): What to describe, or to edit.
+            count (`int`): 0, 1 or 2 in the paper; up to `per_query`.
+            by_text (`bool`): Ours: whether to take, of the 16 nearest documents, those whose texts describe the picture
+                best. They show the same thing more often, and look alike less often, which an edit does not need.
 
         Returns:
             For each picture its documents, best first, as `__call__` gives them.
@@ -143,10 +140,11 @@ class RetrievalAugmenter:
         Raises:
             ValueError: for an empty bank, or a count out of range.
         """
-        if not 0 <= count <= DESCRIBING:
-            raise ValueError(f"expected a count from 0 to {DESCRIBING}, got {count}; ask for fewer")
         queries = [{"image": picture} for picture in pictures]
-        nearest = replace(self, per_query=DESCRIBING, count=DESCRIBING, training=False).retrieve(queries)
+        if not by_text:
+            return self._best(queries, count)
+        self._check(count)
+        nearest = replace(self, training=False, per_query=DESCRIBING, count=DESCRIBING).retrieve(queries)
         return [documents[:count] for documents in self.by_text(pictures, nearest)]
 
     def by_text(self, pictures: list[Image.Image], found: list[list[dict]]) -> list[list[dict]]:
@@ -167,6 +165,14 @@ class RetrievalAugmenter:
             sorted(documents, key=lambda document: -likeness[at].get(document["text"], -1.0))
             for at, documents in enumerate(found)
         ]
+
+    def _best(self, examples: list[dict], count: int) -> list[list[dict]]:
+        self._check(count)
+        return replace(self, training=False, count=count).retrieve(examples)
+
+    def _check(self, count: int) -> None:
+        if not 0 <= count <= self.per_query:
+            raise ValueError(f"expected a count from 0 to {self.per_query}, got {count}; raise per_query")
 
     def retrieve(self, examples: list[dict]) -> list[list[dict]]:
         """Documents for rows, each a `dict` with `text`, `image`, `codes` and `id` as far as it has them."""
