@@ -227,9 +227,27 @@ def test_swaps_repair_only_the_hexcodes_they_match():
     assert sources.swapped("1f44c-1f3fc", swaps) == "1f44c-1f3fc"
 
 
+def test_icons_without_hexcodes_are_known_by_their_labels(tmp_path):
+    labels = {
+        "1f452": "woman’s hat",
+        "1f44b-1f3fd": "waving hand: medium skin tone",
+        "2a": "keycap: *",
+        "23": "keycap: #",
+    }
+    emoji = {code: sources.Emoji(label, label, code, "", "", (), "") for code, label in labels.items()}
+    names = ["womans-hat", "waving-hand-medium-skin-tone", "keycap", "spaceship"]
+    icons = {"width": 16, "height": 16, "icons": {name: {"body": f"<!--{name}-->"} for name in names}}
+    write(tmp_path / "icons.json", json.dumps(icons))
+    source, skipped = sources.Source("old", "p@1", "iconify-names", "MIT", "an artist"), Counter()
+    drawings = list(sources.read_drawings(source, tmp_path, emoji, skipped))
+    assert [drawing.emoji.hexcode for drawing in drawings] == ["1f452", "1f44b-1f3fd"]
+    assert b"<!--womans-hat-->" in drawings[0].data
+    assert skipped == {"old: not a named emoji": 2}  # two keycaps have this name
+
+
 def test_captions_name_the_skin_tone_and_begin_with_the_canonical_one():
     templates = ["{subject}, {style} style", "a {style} emoji of {subject}", "{subject}, {tag}, {style} style"]
-    emoji = sources.Emoji("waving hand", "", "", "", ("bye", "hand", "hello", "wave"), "medium")
+    emoji = sources.Emoji("", "waving hand", "", "", "", ("bye", "hand", "hello", "wave"), "medium")
     assert rows_of.captions(emoji, "noto", templates, tags_per_template=2) == [
         "waving hand with medium skin tone, noto style",
         "a noto emoji of waving hand with medium skin tone",
@@ -270,6 +288,26 @@ def test_a_concept_is_held_out_whole_or_keeps_a_style_in_training(pairs):
         of_concept = {splits[concept, style] for style in STYLES}
         assert of_concept == {rows_of.HELDOUT_CONCEPTS} or rows_of.TRAIN in of_concept
         assert HOLD_OUT.split(concept, "noto", ["noto"]) != rows_of.HELDOUT_PAIRS  # its only style
+
+
+def test_what_resembles_a_held_out_pair_is_held_out():
+    splits, styles = pairs_by_split(CONCEPTS), ["noto v1", "emojione"]
+    like = {concept: HOLD_OUT.split(concept, "noto v1", styles, like=["noto"]) for concept in CONCEPTS}
+    assert all(like[concept] != rows_of.TRAIN for concept in CONCEPTS if splits[concept, "noto"] != rows_of.TRAIN)
+    assert Counter(like.values())[rows_of.TRAIN] > 0.8 * len(CONCEPTS)
+    rows = [{"concept": concept, "style": "noto v1", "source": concept} for concept in CONCEPTS]
+    found = recipe.split_rows(rows, HOLD_OUT, {"noto v1": ["noto"]})
+    assert {row["concept"] for row in found[rows_of.TRAIN]} <= {
+        one for one in CONCEPTS if splits[one, "noto"] == rows_of.TRAIN
+    }
+
+
+def test_both_data_sets_hold_out_by_the_same_hash():
+    first, more = (recipe.parse_config(["--config", str(RECIPES / f"{name}.yaml")]) for name in ("emoji", "emoji_more"))
+    for key in ("salt", "heldout_concepts", "heldout_pairs", "names", "size", "captions"):
+        assert getattr(first, key) == getattr(more, key)
+    resembled = {style for source in recipe.chosen_sources(more) for style in source.like}
+    assert resembled < set(STYLES)
 
 
 def test_adding_concepts_moves_no_other():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tarfile
 
 import datasets
@@ -75,9 +76,8 @@ def clip(home) -> str:
     recipe = load_recipe("retrieval/train_clip.py")
     (home / "clip_config").mkdir()
     (home / "clip_config" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
-    arguments = recipe.CLIPArguments(
-        str(home / "drawn"), str(home / "clip_config"), str(home / "tokenizer"), jitter=0.1
-    )
+    drawn, joined = str(home / "drawn"), {"alike": "skin_tone", "near": "concept", "jitter": 0.1}
+    arguments = recipe.CLIPArguments(drawn, str(home / "clip_config"), str(home / "tokenizer"), more=[drawn], **joined)
     recipe.main(arguments, training(home / "clip", max_steps=12, learning_rate=5e-3))
     return f"local-dir:{home / 'clip'}"
 
@@ -104,6 +104,8 @@ def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
     state = json.loads((home / "clip" / "checkpoint-12" / "trainer_state.json").read_text("utf-8"))
     losses = [log["loss"] for log in state["log_history"] if "loss" in log]
     assert losses[-1] < losses[0]
+    rows = len(datasets.load_dataset(str(home / "drawn"), split="train"))
+    assert state["epoch"] == pytest.approx(12 / math.ceil(2 * rows / 8))  # the data set and `more`, which is the same
     encoder = CLIPEncoder(clip, device="cpu")
     assert encoder.dimension == 16
     tokens = encoder.tokenizer(["a red circle", "red " * 20])
@@ -137,6 +139,18 @@ def test_batches_alike_see_no_row_of_two_passes():
     assert len(order) == len(set(order)) == 2 * 30 + 32  # less than a batch of two passes is left out
     passes = [{row // 32 for row in order[at : at + 5]} for at in range(0, len(order), 5)]
     assert [min(one) for one in passes] == [0] * 6 + [1] * 6 + [2] * 7 and all(len(one) == 1 for one in passes)
+
+
+def test_near_rows_share_some_of_the_batches_alike():
+    values, near = ["a", "b"] * 60, [f"{row // 2 % 12}" for row in range(120)]
+    order = alike_batches(values, 10, 0.8, np.random.default_rng(0), near=near)
+    assert sorted(order) == list(range(120))
+    batches = [order[at : at + 10] for at in range(0, 120, 10)]
+    alike = [batch for batch in batches if len({values[row] for row in batch}) == 1]
+    hard = [batch for batch in alike if len({near[row] for row in batch}) <= 3]  # five rows have the same two values
+    assert len(alike) >= 8 and 3 <= len(hard) <= 6
+    everything = alike_batches(values, 10, 1.0, np.random.default_rng(0), near=near, near_share=1.0)
+    assert all(len({near[row] for row in everything[at : at + 10]}) <= 3 for at in range(0, 120, 10))
 
 
 def test_names_stand_in_place_of_a_share_of_the_captions():

@@ -1,6 +1,7 @@
 """Build an image–caption data set from permissively licensed emoji art: one concept, up to four styles.
 
 python recipes/data/emoji.py --config recipes/data/emoji.yaml --out data/emoji
+python recipes/data/emoji.py --config recipes/data/emoji_more.yaml    # four other styles, for the CLIP
 
 Needs npm on the PATH and `pip install resvg-py`; then `datasets.load_dataset("data/emoji")` has three splits.
 """
@@ -9,11 +10,12 @@ import math
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
+from types import MappingProxyType
 
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 from emoji_card import draw_preview, make_card
@@ -100,14 +102,17 @@ def render_rows(drawings: list[Drawing], config: EmojiConfig, skipped: Counter) 
                 yield result
 
 
-def split_rows(rows: list[dict], hold_out: HoldOut) -> dict[str, list[dict]]:
-    """Rows by split, in an order as good as shuffled that no run changes."""
+def split_rows(
+    rows: list[dict], hold_out: HoldOut, like: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> dict[str, list[dict]]:
+    """Rows by split, in an order as good as shuffled that no run changes; `like` has what some styles resemble."""
     styles = defaultdict(set)
     for row in rows:
         styles[row["concept"]].add(row["style"])
     splits = {name: [] for name in SPLITS}
     for row in sorted(rows, key=lambda row: hold_out.draw("order", row["source"])):
-        splits[hold_out.split(row["concept"], row["style"], styles[row["concept"]])].append(row)
+        of_concept = styles[row["concept"]]
+        splits[hold_out.split(row["concept"], row["style"], of_concept, like.get(row["style"], ()))].append(row)
     return {name: part for name, part in splits.items() if part}  # an empty Parquet split cannot be loaded
 
 
@@ -160,7 +165,8 @@ def main(arguments: list[str]) -> None:
     skipped = Counter()
     drawings = list(collect_drawings(config, skipped))
     rows = list(render_rows(drawings, config, skipped))
-    splits = split_rows(rows, HoldOut(config.salt, config.heldout_concepts, config.heldout_pairs))
+    hold_out = HoldOut(config.salt, config.heldout_concepts, config.heldout_pairs)
+    splits = split_rows(rows, hold_out, {source.style: source.like for source in chosen_sources(config)})
     write_dataset(splits, config)
     report(splits, skipped)
 

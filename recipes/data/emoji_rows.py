@@ -21,13 +21,18 @@ class HoldOut:
     concepts: float
     pairs: float
 
-    def split(self, concept: str, style: str, styles: Iterable[str]) -> str:
-        """The split of one pair, given all the concept's styles; other concepts have no say in it."""
+    def split(self, concept: str, style: str, styles: Iterable[str], like: Iterable[str] = ()) -> str:
+        """
+        The split of one pair, given all the concept's styles; other concepts have no say in it.
+
+        With `like`, styles elsewhere whose pictures resemble these, a pair is also held out where one of those is.
+        """
         if self.draw(concept) < self.concepts:
             return HELDOUT_CONCEPTS
         draws = {other: self.draw(concept, other) for other in styles}
         keeps_training = max(draws, key=draws.get)  # so that no concept loses every style
         held_out = style != keeps_training and draws[style] < self.pairs
+        held_out |= any(self.draw(concept, other) < self.pairs for other in like)
         return HELDOUT_PAIRS if held_out else TRAIN
 
     def draw(self, *key: str) -> float:

@@ -19,8 +19,9 @@ IGNORED_CODE_POINTS = {0xFE0F, 0xE007F}  # variation selector and tag terminator
 class Source:
     """One npm package of pictures, all in one style.
 
-    Each of `swaps` repairs names that the package mixed up: where the normal hexcode matches the regular expression
-    `where`, its two code points `points` change places.
+    Pairs that are held out in one of the styles `like`, whose pictures resemble these, are held out here as well. Each
+    of `swaps` repairs names that the package mixed up: where the normal hexcode matches the regular expression `where`,
+    its two code points `points` change places.
     """
 
     style: str
@@ -30,6 +31,7 @@ class Source:
     credit: str
     folder: str = ""
     skip_subgroups: tuple[str, ...] = ()
+    like: tuple[str, ...] = ()
     swaps: tuple[dict, ...] = ()
 
     def __post_init__(self):
@@ -42,8 +44,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Emoji:
-    """What one hexcode shows: the base emoji's name, and the skin tone apart from it."""
+    """What one hexcode shows: Unicode's label, the base emoji's name, and the skin tone apart from it."""
 
+    label: str
     concept: str
     hexcode: str
     group: str
@@ -125,6 +128,7 @@ def read_emoji(folder: Path) -> dict[str, Emoji]:
         for variant in [base, *base.get("skins", [])]:
             code = normal_hexcode(variant["hexcode"])
             emoji[code] = Emoji(
+                label=variant["label"],
                 concept=natural_name(base["label"]),
                 hexcode=variant["hexcode"],
                 group=group,
@@ -163,8 +167,10 @@ def natural_name(label: str) -> str:
 def read_drawings(source: Source, folder: Path, emoji: dict[str, Emoji], skipped: Counter) -> Iterator[Drawing]:
     """The source's pictures of known emoji, one for each; what is left out is counted by reason."""
     seen = set()
-    for hexcode, name, data in READERS[source.layout](folder / source.folder):
-        code = swapped(normal_hexcode(hexcode), source.swaps)
+    labels = Counter(slug(one.label) for one in emoji.values())  # the keycaps * and # have the same
+    codes = {slug(one.label): code for code, one in emoji.items() if labels[slug(one.label)] == 1}
+    for key, name, data in READERS[source.layout](folder / source.folder):
+        code = codes.get(key) if source.layout == NAMED else swapped(normal_hexcode(key), source.swaps)
         if code not in emoji:
             skipped[f"{source.style}: not a named emoji"] += 1
         elif emoji[code].subgroup in source.skip_subgroups:
@@ -191,6 +197,22 @@ def read_iconify(folder: Path) -> Iterator[tuple[str, str, bytes]]:
         yield hexcode, name, iconify_svg(icons, name).encode() if known else b""  # the renderer counts it as broken
 
 
+def read_named_iconify(folder: Path) -> Iterator[tuple[str, str, bytes]]:
+    """An Iconify set without hexcodes, whose icons are called like the emoji's labels."""
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    for name in icons["icons"]:
+        yield name, name, iconify_svg(icons, name).encode()
+
+
+def slug(label: str) -> str:
+    """A label as Iconify writes it.
+
+    >>> slug("woman’s hat: medium skin tone")
+    'womans-hat-medium-skin-tone'
+    """
+    return re.sub("[^a-z0-9]+", "-", re.sub("['’]", "", label.lower())).strip("-")
+
+
 def iconify_svg(icons: dict, name: str) -> str:
     """A whole SVG document out of an icon's body; an icon names its size only where it differs from the set's."""
     icon = {"left": 0, "top": 0, "width": icons["width"], "height": icons["height"]} | icons["icons"][name]
@@ -200,4 +222,5 @@ def iconify_svg(icons: dict, name: str) -> str:
     ).format_map(icon)
 
 
-READERS = {"hexcodes": read_hexcode_files, "iconify": read_iconify}
+NAMED = "iconify-names"
+READERS = {"hexcodes": read_hexcode_files, "iconify": read_iconify, NAMED: read_named_iconify}

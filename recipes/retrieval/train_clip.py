@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 from open_clip.push_to_hf_hub import save_for_hf
 from transformers import Trainer, TrainingArguments
 from trl import TrlParser
@@ -29,12 +29,14 @@ class CLIPArguments:
     dataset: str = field(metadata={"help": "Folder or hub name of a data set with the columns image and captions."})
     model_config: str = field(metadata={"help": "Folder with an open_clip_config.json."})
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
+    more: list[str] = field(default_factory=list, metadata={"help": "Data sets that the training split is joined by."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
     passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
     name: str = field(default="", metadata={"help": "Column that may be the text in place of a caption."})
     name_share: float = field(default=0.5, metadata={"help": "Share of the texts that are `name`, if there is one."})
     alike: str = field(default="", metadata={"help": "Column that is the same within batches, such as the style."})
     alike_share: float = field(default=0.7, metadata={"help": "Share of the rows in batches of one value of `alike`."})
+    near: str = field(default="", metadata={"help": "Column that half of these batches are sorted by: hard negatives."})
     crop: float = field(default=0.9, metadata={"help": "Smallest share of a picture that a training crop keeps."})
     jitter: float = field(default=0.0, metadata={"help": "How much every second picture's colours change, in [0, 1]."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -63,12 +65,14 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
     train, held_out = splits[args.train_split], splits[args.eval_split]
+    train = concatenate_datasets([train, *(load_dataset(more, split=args.train_split) for more in args.more)])
     rng = np.random.default_rng(training.seed)
     if args.balance:
         train = train.select(balanced_rows(zip(*(train[column] for column in args.balance)), args.passes))
     if args.alike:
         size, passes = training.train_batch_size * training.world_size, args.passes if args.balance else 1
-        train = train.select(alike_batches(train[args.alike][:], size, args.alike_share, rng, passes))
+        near = train[args.near][:] if args.near else None
+        train = train.select(alike_batches(train[args.alike][:], size, args.alike_share, rng, passes, near))
     trainer = Trainer(
         model=CLIPObjective(clip),
         args=training,

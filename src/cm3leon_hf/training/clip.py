@@ -50,7 +50,13 @@ def recall_at_1(result: EvalPrediction) -> dict[str, float]:
 
 
 def alike_batches(
-    values: Sequence[Hashable], size: int, share: float, rng: np.random.Generator, passes: int = 1
+    values: Sequence[Hashable],
+    size: int,
+    share: float,
+    rng: np.random.Generator,
+    passes: int = 1,
+    near: Sequence[Hashable] | None = None,
+    near_share: float = 0.5,
 ) -> list[int]:
     """
     An order of rows in which some batches hold one value only, so that a CLIP learns to tell rows apart by all else.
@@ -62,6 +68,9 @@ def alike_batches(
         rng (`np.random.Generator`): Shuffles.
         passes (`int`): Equal parts that the rows consist of, such as those of [`balanced_rows`], which see all groups
             once: no batch holds rows of two.
+        near (`Sequence[Hashable]`, *optional*): Another value of each row, such as its subgroup. In some of the batches
+            of one value, rows of the same one stand together: those that are hardest to tell apart.
+        near_share (`float`): Share of the batches of one value that are like this, in [0, 1].
 
     Returns:
         `list[int]`: row numbers, for `datasets.Dataset.select` and a sequential sampler. All of them, but for less than
@@ -69,24 +78,51 @@ def alike_batches(
     """
     order = []
     for rows in np.split(np.arange(len(values)), passes):
-        order = order[: len(order) // size * size] + _batches_of_a_pass(rng.permutation(rows), values, size, share, rng)
+        rows = rng.permutation(rows)
+        batches = _near_batches(rows, values, near, size, share * near_share, rng) if near else []
+        rows = rows[~np.isin(rows, batches)]
+        left = share * (1 - near_share) / (1 - share * near_share) if near and share * near_share < 1 else share
+        whole, rest = _cut_to_size(_groups(rows[: round(left * len(rows))], values), size)
+        batches += whole
+        mixed = rng.permutation([*rows[round(left * len(rows)) :], *rest]).astype(int)
+        whole, rest = _cut_to_size([mixed], size)
+        batches += whole
+        order = order[: len(order) // size * size]
+        order += [int(row) for at in rng.permutation(len(batches)) for row in batches[at]] + [int(row) for row in rest]
     return order
 
 
-def _batches_of_a_pass(
-    rows: np.ndarray, values: Sequence[Hashable], size: int, share: float, rng: np.random.Generator
-) -> list[int]:
-    alike, mixed = np.split(rows, [round(share * len(rows))])
+def _near_batches(
+    rows: np.ndarray,
+    values: Sequence[Hashable],
+    near: Sequence[Hashable],
+    size: int,
+    share: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Batches of one value, in which rows of the same `near` stand together: such a share of all that there are."""
+    batches = []
+    for group in _groups(rows, values):
+        together = np.concatenate(_shuffled(_groups(group, near), rng))
+        batches += _cut_to_size([np.roll(together, rng.integers(size))], size)[0]
+    return _shuffled(batches, rng)[: round(share * len(batches))]
+
+
+def _shuffled(parts: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    return [parts[at] for at in rng.permutation(len(parts))]
+
+
+def _groups(rows: np.ndarray, values: Sequence[Hashable]) -> list[np.ndarray]:
     groups = defaultdict(list)
-    for row in alike:
+    for row in rows:
         groups[values[row]].append(row)
-    left_over = [group[len(group) // size * size :] for group in groups.values()]
-    mixed = rng.permutation(np.concatenate([mixed, *left_over]).astype(int))
-    batches = [group[at : at + size] for group in groups.values() for at in range(0, len(group) - size + 1, size)]
-    whole = len(mixed) // size * size
-    batches += mixed[:whole].reshape(-1, size).tolist()
-    order = [row for at in rng.permutation(len(batches)) for row in batches[at]]
-    return [int(row) for row in [*order, *mixed[whole:]]]
+    return [np.array(group) for group in groups.values()]
+
+
+def _cut_to_size(groups: list[np.ndarray], size: int) -> tuple[list[np.ndarray], list[int]]:
+    """Whole batches of each group, and the rows that are left over."""
+    batches = [group[at : at + size] for group in groups for at in range(0, len(group) - size + 1, size)]
+    return batches, [row for group in groups for row in group[len(group) // size * size :]]
 
 
 def clip_tokenizer(folder: str, context_length: int) -> HFTokenizer:
