@@ -1,6 +1,6 @@
 """Evaluates an instruction-tuned model on the held-out rows of the emoji tasks.
 
-    python recipes/evaluate/emoji_tasks.py --config recipes/evaluate/emoji_tasks.yaml --model MODEL [--adapters FOLDER]
+    python recipes/evaluate/emoji_tasks.py --config recipes/evaluate/emoji_tasks.yaml [--model MODEL] [--adapters A]
 
 Edits are judged by a network that `emoji_judge.py` trains: whether the picture has the style, skin tone, gender or
 colour that was asked for, and still shows the same thing, whatever its gender and colour. Boxes are those of what is
@@ -27,7 +27,7 @@ from emoji_sheet import draw_sheet
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
-from cm3leon_hf import default_clip, default_model
+from cm3leon_hf import default_clip, default_model, default_tuned_model
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
 from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, is_drawn
 from cm3leon_hf.evaluation.intervals import measure_mean
@@ -42,8 +42,10 @@ MODEL = "model"
 
 @dataclass
 class EmojiTasksArguments:
-    model: str = field(default="", metadata={"help": "Model folder; the shipped one by default."})
-    adapters: str = field(default="", metadata={"help": "Folder of adapters on that model."})
+    model: str = field(default="", metadata={"help": "Model folder; the shipped tuned one by default."})
+    adapters: str = field(
+        default="", metadata={"help": "Folder of adapters on that model, then by default the one shipped untuned."}
+    )
     dataset: str = field(default="data/emoji-tasks", metadata={"help": "Folder of the emoji tasks."})
     corpus: str = field(default="data/emoji", metadata={"help": "Folder of the emoji data set."})
     split: str = field(default="heldout_pairs", metadata={"help": "Split to evaluate on."})
@@ -134,7 +136,7 @@ def report(args: EmojiTasksArguments, measured: dict[str, dict], facts: dict) ->
 
 
 def main(args: EmojiTasksArguments) -> None:
-    args.model = args.model or default_model()
+    args.model = args.model or (default_model() if args.adapters else default_tuned_model())
     state, rows = start_processes(), rows_by_task(args)
     model = load_model(args).eval()
     asked = {task: args.arguments(task, is_drawn(part[0])) for task, part in rows.items()}
