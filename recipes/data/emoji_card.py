@@ -60,7 +60,7 @@ def draw_preview(rows: list[dict], subjects: list[str], size: int) -> Image.Imag
         pen.multiline_text((LABEL_WIDTH + column * cell, 4), textwrap.fill(name, 16), fill="black", font_size=11)
     for line, style in enumerate(styles):
         top = LABEL_HEIGHT + line * cell
-        pen.text((4, top + size // 2), style, fill="black", font_size=13)
+        pen.multiline_text((4, top + size // 2), textwrap.fill(style, 12), fill="black", font_size=13)
         for column, name in enumerate(subjects):
             if (name, style) in found:
                 picture = Image.open(io.BytesIO(found[name, style]))
