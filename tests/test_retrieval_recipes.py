@@ -4,6 +4,7 @@ import io
 import json
 import math
 import tarfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 import train_tokenizer
 from conftest import COLOURS, SHAPES, TEXT_SIZE, draw, load_recipe, small_config, small_vqgan
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
@@ -110,6 +112,15 @@ def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
     assert encoder.dimension == 16
     tokens = encoder.tokenizer(["a red circle", "red " * 20])
     assert tokens.shape == (2, 12) and (tokens == 1).sum(1).tolist() == [1, 1]  # each text ends with one <eos>
+
+
+def test_a_second_stage_begins_with_the_firsts_weights(home, clip):
+    recipe, first = load_recipe("retrieval/train_clip.py"), clip.removeprefix("local-dir:")
+    arguments = recipe.CLIPArguments(str(home / "drawn"), str(home / "clip_config"), str(home / "tokenizer"), first)
+    recipe.main(arguments, training(home / "second", max_steps=1, learning_rate=0.0))
+    weights, second = (load_file(Path(folder, "open_clip_model.safetensors")) for folder in (first, home / "second"))
+    torch.testing.assert_close(second["text_projection"], weights["text_projection"], rtol=0, atol=0)
+    torch.testing.assert_close(second["visual.conv1.weight"], weights["visual.conv1.weight"], rtol=0, atol=0)
 
 
 def test_the_contrastive_loss_is_clips(home):

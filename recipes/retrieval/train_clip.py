@@ -1,6 +1,7 @@
 """Trains a small CLIP with open_clip's models and loss, for retrieval, re-ranking and scores without any hub.
 
     python recipes/retrieval/train_clip.py --config recipes/retrieval/clip_emoji.yaml
+    python recipes/retrieval/train_clip.py --config recipes/retrieval/clip_emoji_more.yaml
 
 Every value of the YAML is a flag as well. A run that was stopped goes on from its last checkpoint. The folder it
 writes is what `CLIPEncoder("local-dir:FOLDER")` and open_clip load.
@@ -29,6 +30,7 @@ class CLIPArguments:
     dataset: str = field(metadata={"help": "Folder or hub name of a data set with the columns image and captions."})
     model_config: str = field(metadata={"help": "Folder with an open_clip_config.json."})
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
+    init_from: str = field(default="", metadata={"help": "Folder of a CLIP that this script wrote, to start from."})
     more: list[str] = field(default_factory=list, metadata={"help": "Data sets that the training split is joined by."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
     passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
@@ -55,12 +57,13 @@ def prepare(rows: dict, args: CLIPArguments, transform, tokenizer, rng: np.rando
 
 def main(args: CLIPArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
-    config = json.loads(Path(args.model_config, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    start = args.init_from or args.model_config
+    config = json.loads(Path(start, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     augmentation = {"scale": (args.crop, 1.0)}
     if args.jitter:
         augmentation |= {"color_jitter": (args.jitter, args.jitter, args.jitter, 0.0), "color_jitter_prob": 0.5}
     clip, augmented, plain = open_clip.create_model_and_transforms(
-        f"local-dir:{args.model_config}", aug_cfg=augmentation, load_weights=False
+        f"local-dir:{start}", aug_cfg=augmentation, load_weights=bool(args.init_from)
     )
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
