@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
-from types import MappingProxyType
 
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 from emoji_card import draw_preview, make_card
@@ -103,7 +102,7 @@ def render_rows(drawings: list[Drawing], config: EmojiConfig, skipped: Counter) 
 
 
 def split_rows(
-    rows: list[dict], hold_out: HoldOut, like: Mapping[str, Iterable[str]] = MappingProxyType({})
+    rows: list[dict], hold_out: HoldOut, like: Mapping[str, Iterable[str]] | None = None
 ) -> dict[str, list[dict]]:
     """Rows by split, in an order as good as shuffled that no run changes; `like` has what some styles resemble."""
     styles = defaultdict(set)
@@ -112,7 +111,7 @@ def split_rows(
     splits = {name: [] for name in SPLITS}
     for row in sorted(rows, key=lambda row: hold_out.draw("order", row["source"])):
         of_concept = styles[row["concept"]]
-        splits[hold_out.split(row["concept"], row["style"], of_concept, like.get(row["style"], ()))].append(row)
+        splits[hold_out.split(row["concept"], row["style"], of_concept, (like or {}).get(row["style"], ()))].append(row)
     return {name: part for name, part in splits.items() if part}  # an empty Parquet split cannot be loaded
 
 
