@@ -38,7 +38,8 @@ class CLIPArguments:
     name_share: float = field(default=0.5, metadata={"help": "Share of the texts that are `name`, if there is one."})
     alike: str = field(default="", metadata={"help": "Column that is the same within batches, such as the style."})
     alike_share: float = field(default=0.7, metadata={"help": "Share of the rows in batches of one value of `alike`."})
-    near: str = field(default="", metadata={"help": "Column that half of these batches are sorted by: hard negatives."})
+    near: str = field(default="", metadata={"help": "Column that some of these are sorted by: hard negatives."})
+    near_share: float = field(default=0.5, metadata={"help": "Share of these batches that are sorted so."})
     crop: float = field(default=0.9, metadata={"help": "Smallest share of a picture that a training crop keeps."})
     jitter: float = field(default=0.0, metadata={"help": "How much every second picture's colours change, in [0, 1]."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -75,7 +76,8 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
     if args.alike:
         size, passes = training.train_batch_size * training.world_size, args.passes if args.balance else 1
         near = train[args.near][:] if args.near else None
-        train = train.select(alike_batches(train[args.alike][:], size, args.alike_share, rng, passes, near))
+        order = alike_batches(train[args.alike][:], size, args.alike_share, rng, passes, near, args.near_share)
+        train = train.select(order)
     trainer = Trainer(
         model=CLIPObjective(clip),
         args=training,
