@@ -35,7 +35,7 @@ ROWS = {
         [f"edit/{kind}" for kind in ("style", "skin_tone", "gender", "colour")]
         + ["no_edit", "canny", "scribble", "segmentation", "write/word", "write/emoji", "captioning"]
         + ["grounded", "grounded/single"]
-        + [f"vqa/{kind}" for kind in ("style", "skin_tone", "group", "name", "left", "right")]
+        + [f"vqa/{kind}" for kind in ("style", "skin_tone", "group", "name", "left", "right", "on_left", "on_right")]
         + ["long_caption", "reasoning/group", "reasoning/relative"],
         8,
     )
@@ -80,7 +80,7 @@ def emoji_config(folder: Path, vqgan: str) -> emoji_tasks.EmojiTasksConfig:
         codes.to_parquet(folder / "codes/data" / name)
     values = yaml.safe_load((REPOSITORY / "recipes/data/emoji_tasks.yaml").read_text(encoding="utf-8"))
     paths = {"corpus": str(folder / "emoji"), "codes": str(folder / "codes"), "out": str(folder / "tasks")}
-    return emoji_tasks.EmojiTasksConfig(**values | paths | {"vqgan": vqgan, "rows": ROWS, "retrieved": {}})
+    return emoji_tasks.EmojiTasksConfig(**values | paths | {"vqgan": vqgan, "rows": ROWS, "retrieved": {}, "pairs": {}})
 
 
 def emoji_augmenter() -> RetrievalAugmenter:

@@ -17,6 +17,7 @@ from PIL import Image
 from small_emoji import emoji_config, of_task, rows_by_codes
 from trl import TrlParser
 
+from cm3leon_hf import default_model, default_tuned_model
 from cm3leon_hf.data.tasks import load_tasks
 from cm3leon_hf.data.words import FONTS, write_word
 from cm3leon_hf.evaluation.boxes import drawn_box_iou
@@ -94,6 +95,12 @@ def test_documents_may_be_left_out(judged, monkeypatch):
         monkeypatch.setattr(judged, "load_dataset", lambda *args, **kwargs: [dict(stored)])
         (row,) = judged.rows_by_task(judged.EmojiTasksArguments(retrieved=wanted))["say"]
         assert row["retrieved"] == (stored["retrieved"] if wanted else [])
+
+
+def test_the_tuned_model_is_measured_and_adapters_stand_on_the_untuned_one(judged):
+    assert judged.EmojiTasksArguments().model == default_tuned_model()
+    assert judged.EmojiTasksArguments(adapters="mine").model == default_model()
+    assert judged.EmojiTasksArguments(model="other", adapters="mine").model == "other"
 
 
 def test_questions_of_table_2_are_asked_as_in_training():

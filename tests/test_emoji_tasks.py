@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import draw
 from datasets import load_dataset
+from emoji_instructions import SIDES
 from PIL import Image
 from small_banks import SeededEncoder
 from small_emoji import (
@@ -62,7 +63,7 @@ def test_training_rows_show_and_name_nothing_that_is_held_out(built, known):
         shown = [codes for codes in row["codes"] if codes]
         if row["task"] in drawn:
             shown = shown[1:]  # the first one was drawn for the task
-        elif row["kind"] in ("word", "left", "right"):
+        elif row["kind"] in ("word", *SIDES):
             shown = []
         assert all(known[key(codes)][0] == "train" for codes in shown)
 
@@ -122,16 +123,28 @@ def test_prompts_write_boxes_as_locations(built):
     assert counts[1] == counts[2] + counts[3] == 8
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_questions_about_sides_have_the_canvas_answer(built, side):
+@pytest.mark.parametrize("kind", SIDES)
+def test_questions_about_sides_have_the_canvas_answer(built, kind):
     canvases = {key(row["codes"][-1]): row for row in of_task(built["train"], "grounded")}
-    for row in of_task(built["train"], "vqa", side):
+    rows = of_task(built["train"], "vqa", kind)
+    assert rows
+    for row in rows:
         canvas = canvases[key(row["codes"][-1])]
         left = int(canvas["boxes"][0][0] > canvas["boxes"][1][0])
-        assert row["value"] == canvas["objects"][left if side == "left" else 1 - left]
+        assert row["value"] == canvas["objects"][left if SIDES[kind] == "left" else 1 - left]
         assert row["texts"][row["answer"]].strip() == row["value"]
         asked = "".join(text for text in row["texts"][: row["answer"]] if text)
-        assert all(name in asked for name in canvas["objects"])
+        assert SIDES[kind] in asked
+        assert all((name in asked) == (kind == SIDES[kind]) for name in canvas["objects"])
+
+
+def test_questions_about_sides_have_canvases_of_their_own(config):
+    out, rows = f"{config.out}-pairs", {"train": {"vqa/on_left": 12}}
+    recipe.main(replace(config, out=out, rows=rows, pairs={"train": 12}, retrieved={}))
+    built, drawn = load_dataset(out, split="train"), load_dataset(f"{out}-pictures", split="train")
+    assert set(drawn["kind"]) == {"pair"} and {len(members) for members in drawn["members"]} == {2}
+    assert 0 < len(built) <= len(drawn) == 12
+    assert {key(row["codes"][-1]) for row in built} <= {key(codes) for codes in drawn["codes"]}
 
 
 def test_segmentation_fills_holes_that_the_border_does_not_reach():
@@ -251,6 +264,8 @@ def test_a_stopped_build_encodes_only_what_is_not_there(config, built, monkeypat
 def test_errors_of_the_builder_name_the_remedy(config):
     with pytest.raises(ValueError, match=r"got \['sing'\]"):
         recipe.EmojiTasksConfig(**vars(config) | {"rows": {"train": {"sing": 1}}})
+    with pytest.raises(ValueError, match=r"in pairs, got \['dev'\]"):
+        replace(config, pairs={"dev": 1})
     with pytest.raises(ValueError, match="expected codes of the pictures"):
         corpus_of.load_corpus(config.out, config.corpus)
 

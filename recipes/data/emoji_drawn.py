@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from cm3leon_hf.data.tokenization import ImageTokenizer
 from cm3leon_hf.data.words import FONTS, write_word
 
-CANVAS, SINGLE, WORD = "canvas", "single", "word"
-SIZES = {CANVAS: (2, 3), SINGLE: (1,)}  # pictures on a canvas
+CANVAS, PAIR, SINGLE, WORD = "canvas", "pair", "single", "word"
+SIZES = {CANVAS: (2, 3), PAIR: (2,), SINGLE: (1,)}  # pictures on a canvas
 ROWS_PER_FILE, BATCH = 256, 32
 FEATURES = Features(
     {
@@ -35,7 +35,7 @@ class Plan:
     What a picture is to show.
 
     Args:
-        kind (`str`): `CANVAS` (several pictures), `SINGLE` (one), `WORD`, or the name of a control.
+        kind (`str`): `CANVAS` (several pictures), `PAIR` (two), `SINGLE` (one), `WORD`, or the name of a control.
         members (`tuple[int, ...]`): Pictures of the split that it shows, by index.
         text (`str`): The word it shows.
         font (`str`): Its font.

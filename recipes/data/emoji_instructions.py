@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from datasets import Dataset
 from emoji_corpus import Picture, by, spread
 from emoji_documents import described_row
-from emoji_drawn import CANVAS, WORD
+from emoji_drawn import CANVAS, PAIR, WORD
 from emoji_pictures import dominant_colours
 
 from cm3leon_hf.data.instructions import InstructionBuilder
 
 OPTIONS = 4
+SIDES = {"left": "left", "right": "right", "on_left": "left", "on_right": "right"}  # that questions are about, by kind
 # What edits of a kind keep.
 KEPT = {
     "style": lambda one: (one.concept, one.skin_tone),
@@ -155,8 +157,8 @@ def listed(words: list[str]) -> str:
 
 
 def asked(split: Split, kind: str, count: int) -> Iterator[dict]:
-    """Questions about one emoji, or about which of two, that they name, stands on a side."""
-    found = sides(split, kind) if kind in ("left", "right") else answers(split, kind)
+    """Questions about one emoji, or about what stands on a side: which of two that they name, or anything."""
+    found = sides(split, SIDES[kind]) if kind in SIDES else answers(split, kind)
     for one, codes, answer, *other in spread(found, lambda found: pair(found[0]), count, split.rng):
         named = dict(zip(("one", "other"), map(str, split.rng.permutation([answer, *other]))))
         fields = {"question": split.wording(f"vqa/{kind}", **named), "answer": answer, "image": codes}
@@ -173,14 +175,14 @@ def answers(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str]]
     return ((one, split.seen(one), read[kind](one)) for one in split.pictures if read[kind](one))
 
 
-def sides(split: Split, kind: str) -> Iterator[tuple[Picture, list[int], str, str]]:
+def sides(split: Split, side: str) -> Iterator[tuple[Picture, list[int], str, str]]:
     """Canvases of two emoji of which one ends where the other one has not begun; what is on the side comes first."""
-    for drawn in split.drawn[CANVAS]:
+    for drawn in chain(*(split.drawn.get(kind, ()) for kind in (CANVAS, PAIR))):
         if len(drawn["members"]) == 2:
             order = sorted(range(2), key=lambda index: drawn["boxes"][index][0])
             left, right = (drawn["boxes"][index] for index in order)
             shown = [split.pictures[drawn["members"][index]] for index in order]
-            one, other = shown if kind == "left" else shown[::-1]
+            one, other = shown if side == "left" else shown[::-1]
             if left[2] <= right[0]:
                 yield one, drawn["codes"], one.concept, other.concept
 

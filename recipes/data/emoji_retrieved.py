@@ -14,13 +14,12 @@ from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 CANDIDATES, BATCH = 16, 256
 
 
+Found = dict[str, list[tuple[Picture, dict]]]
+
+
 def retrieve_for(
-    pictures: list[Picture],
-    images: Dataset,
-    training: list[Picture],
-    augmenter: RetrievalAugmenter,
-    by_text: bool = False,
-) -> dict[str, list[tuple[Picture, dict]]]:
+    pictures: list[Picture], images: Dataset, training: list[Picture], augmenter: RetrievalAugmenter
+) -> tuple[Found, Found]:
     """
     By source, the documents for each picture, as a picture that nobody has seen would find them, the best first.
 
@@ -31,31 +30,34 @@ def retrieve_for(
         images (`Dataset`): The same as pixels.
         training (`list[Picture]`): What the documents show, whose ids are their sources.
         augmenter ([`RetrievalAugmenter`]): Over these documents.
-        by_text (`bool`): Whether the best are those of the nearest whose texts describe the picture best.
 
     Returns:
-        `dict`: lists of what a document shows, and its `text` and `codes`.
+        `tuple[dict, dict]`: lists of what a document shows, and its `text` and `codes`: the nearest first, and the same
+        with those first whose texts describe the picture best.
 
     Raises:
         ValueError: if the bank has documents that are no training pictures.
     """
     known = {one.source: one for one in training}
     augmenter = replace(augmenter, training=False, count=CANDIDATES, per_query=CANDIDATES)
-    found = {}
+    nearest, described = {}, {}
     for start in tqdm(range(0, len(pictures), BATCH), desc="retrieving"):
         shown = pictures[start : start + BATCH]
         queries = [{"id": one.source, "codes": one.codes, "image": images[one.index]["image"]} for one in shown]
-        best = augmenter.retrieve(queries)
-        if by_text:
-            best = augmenter.by_text([query["image"] for query in queries], best)
-        for one, documents in zip(shown, best):
-            like = [(training_picture(document, known), document) for document in documents]
-            found[one.source] = [
-                (other, {"text": document["text"], "codes": document["codes"]})
-                for other, document in like
-                if pair(other) != pair(one)
-            ]
-    return found
+        found = augmenter.retrieve(queries)
+        by_text = augmenter.by_text([query["image"] for query in queries], found)
+        for kept, several in ((nearest, found), (described, by_text)):
+            kept |= {one.source: of_other_pairs(one, documents, known) for one, documents in zip(shown, several)}
+    return nearest, described
+
+
+def of_other_pairs(one: Picture, documents: list[dict], known: dict[str, Picture]) -> list[tuple[Picture, dict]]:
+    like = [(training_picture(document, known), document) for document in documents]
+    return [
+        (other, {"text": document["text"], "codes": document["codes"]})
+        for other, document in like
+        if pair(other) != pair(one)
+    ]
 
 
 def training_picture(document: dict, known: dict[str, Picture]) -> Picture:
@@ -69,7 +71,7 @@ def training_picture(document: dict, known: dict[str, Picture]) -> Picture:
 
 def with_documents(
     rows: list[dict],
-    found: dict[str, list[tuple[Picture, dict]]],
+    found: Found,
     share: float,
     misled: float,
     rng: np.random.Generator,
@@ -81,7 +83,7 @@ def with_documents(
 
     Args:
         rows (`list[dict]`): As `emoji_documents` makes them.
-        found (`dict`): As [`retrieve_for`] returns it.
+        found (`dict`): As [`retrieve_for`] returns them.
         share (`float`): Of rows with a document.
         misled (`float`): Of these, the share whose document is the best one of another concept. Training pictures
             retrieve their own concept more often than those that nobody has seen, and what a model is to do without
@@ -94,7 +96,7 @@ def with_documents(
     ]
 
 
-def best_for(row: dict, found: dict[str, list[tuple[Picture, dict]]], other_concept: bool) -> list[dict]:
+def best_for(row: dict, found: Found, other_concept: bool) -> list[dict]:
     others = (
         document
         for shown, document in found.get(row["read"], ())

@@ -20,6 +20,7 @@ from emoji_corpus import Picture, load_corpus
 from emoji_documents import FEATURES, builders
 from emoji_drawn import (
     CANVAS,
+    PAIR,
     SINGLE,
     WORD,
     Drawer,
@@ -57,7 +58,6 @@ from cm3leon_hf.shipped import default_bank, default_clip
 from cm3leon_hf.vocabulary import Vocabulary
 
 TRAIN = "train"
-EDIT, OTHER = "edit", "other"  # what documents are for
 SHOWN_ROWS = 3  # of each task, on the preview
 TASKS = {
     "edit": edits,
@@ -85,6 +85,7 @@ class EmojiTasksConfig:
     written: dict = field(metadata={"help": "What is written on emoji, by concept (in the YAML)."})
     context: str = field(metadata={"help": "Of questions with options."})
     no_skin_tone: str = field(metadata={"help": "How edits call emoji without one."})
+    pairs: dict = field(default_factory=dict, metadata={"help": "Canvases of two emoji, by split (in the YAML)."})
     retrieved: dict = field(default_factory=dict, metadata={"help": "Share of rows with documents (in the YAML)."})
     misled: float = field(default=0.0, metadata={"help": "Share of training documents that show another concept."})
     bank: str = field(default="", metadata={"help": "Folder of the memory bank; the shipped one by default."})
@@ -102,6 +103,8 @@ class EmojiTasksConfig:
                 raise ValueError(
                     f"expected tasks among {sorted(TASKS)} in rows of {split}, got {unknown}; correct them"
                 )
+        if unknown := sorted(set(self.pairs) - set(self.rows)):
+            raise ValueError(f"expected splits among {sorted(self.rows)} in pairs, got {unknown}; correct them")
         if unknown := sorted(set(self.retrieved) - set(self.rows[TRAIN])):
             raise ValueError(f"expected tasks of the training rows in retrieved, got {unknown}; correct them")
 
@@ -126,6 +129,8 @@ def plans(split: str, pictures: dict[str, list[Picture]], config: EmojiTasksConf
     for task, kind in (("grounded", CANVAS), (f"grounded/{SINGLE}", SINGLE)):
         if task in wanted:
             found[kind] = plan_canvases(pictures[split], kind, wanted[task], seeded(kind))
+    if count := config.pairs.get(split, 0):
+        found[PAIR] = plan_canvases(pictures[split], PAIR, count, seeded(PAIR))
     if f"write/{WORD}" in wanted:
         words = words_by_split(pictures, config)[split]
         found[WORD] = plan_words(words, wanted[f"write/{WORD}"], seeded(WORD))
@@ -193,18 +198,18 @@ def main(config: EmojiTasksConfig) -> None:
     vqgan = CM3LeonVQGAN.from_pretrained(config.vqgan).eval()
     vqgan.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     tokenizer, shown = ImageTokenizer(vqgan, AutoImageProcessor.from_pretrained(config.vqgan)), []
-    documents = {EDIT: {}, OTHER: {}}
+    nearest, described = {}, {}
     augmenter = load_augmenter(config) if config.retrieved else None
     for name in pictures if augmenter else ():  # of all splits, since held-out edits may begin with a training picture
-        for use, found in documents.items():
-            found |= retrieve_for(pictures[name], images[name], pictures[TRAIN], augmenter, by_text=use == EDIT)
+        found = retrieve_for(pictures[name], images[name], pictures[TRAIN], augmenter)
+        nearest, described = nearest | found[0], described | found[1]
     for name, wanted in config.rows.items():
         split = read_split(name, pictures, images[name], tokenizer, config)
         for number, (task, count) in enumerate(wanted.items()):
             rows = rows_of(replace(split, rng=generator(config.seed, name, task)), task, count)
             if share := config.retrieved.get(task):  # held-out rows all have one; an evaluation may leave it out
                 shares = (share, config.misled) if name == TRAIN else (1.0, 0.0)
-                found = documents[EDIT if task.startswith(EDIT) else OTHER]
+                found = described if task.startswith("edit") else nearest
                 rows = with_documents(rows, found, *shares, generator(config.seed, name, task, "retrieved"))
             write_rows(rows, out / f"data/{name}-{number:05d}-of-{len(wanted):05d}.parquet")
             print(f"{name}: {len(rows)} rows of {task}")

@@ -66,6 +66,9 @@ class EmojiTasksArguments:
     resamples: int = field(default=200, metadata={"help": "Of the bootstrap."})
     seed: int = field(default=0, metadata={"help": "Seed of all draws."})
 
+    def __post_init__(self):
+        self.model = self.model or (default_model() if self.adapters else default_tuned_model())
+
     def arguments(self, task: str, drawn: bool) -> dict:
         """Arguments of `generate` for a task."""
         found = dict(self.generate.get(task, self.generate.get("draw" if drawn else "write", {})))
@@ -136,7 +139,6 @@ def report(args: EmojiTasksArguments, measured: dict[str, dict], facts: dict) ->
 
 
 def main(args: EmojiTasksArguments) -> None:
-    args.model = args.model or (default_model() if args.adapters else default_tuned_model())
     state, rows = start_processes(), rows_by_task(args)
     model = load_model(args).eval()
     asked = {task: args.arguments(task, is_drawn(part[0])) for task, part in rows.items()}
