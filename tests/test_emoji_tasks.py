@@ -261,7 +261,7 @@ def test_a_stopped_build_encodes_only_what_is_not_there(config, built, monkeypat
         recipe.main(config)
 
 
-def test_errors_of_the_builder_name_the_remedy(config):
+def test_errors_of_the_builder_name_the_remedy(config, built):
     with pytest.raises(ValueError, match=r"got \['sing'\]"):
         recipe.EmojiTasksConfig(**vars(config) | {"rows": {"train": {"sing": 1}}})
     with pytest.raises(ValueError, match=r"in pairs, got \['dev'\]"):
