@@ -250,7 +250,11 @@ def test_accumulation_makes_batches_of_as_many_tokens(inputs):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"dataset": ""}, "either dataset or sources"), ({"dataset": "", "sources": [{"path": "a"}]}, "expected packing")],
+    [
+        ({"dataset": ""}, "either dataset or sources"),
+        ({"dataset": "", "sources": [{"path": "a"}]}, "expected packing"),
+        ({"dataset": "", "sources": [{"path": "a"}], "packing": True, "balance": ["b"]}, "expected balance with a"),
+    ],
 )
 def test_arguments_that_cannot_be(inputs, changes, message):
     with pytest.raises(ValueError, match=message):

@@ -79,7 +79,7 @@ def clip(home) -> str:
     (home / "clip_config").mkdir()
     (home / "clip_config" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
     drawn, joined = str(home / "drawn"), {"alike": "skin_tone", "near": "concept", "jitter": 0.1}
-    arguments = recipe.CLIPArguments(drawn, str(home / "clip_config"), str(home / "tokenizer"), more=[drawn], **joined)
+    arguments = recipe.CLIPArguments(drawn, str(home / "tokenizer"), str(home / "clip_config"), more=[drawn], **joined)
     recipe.main(arguments, training(home / "clip", max_steps=12, learning_rate=5e-3))
     return f"local-dir:{home / 'clip'}"
 
@@ -116,11 +116,17 @@ def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
 
 def test_a_second_stage_begins_with_the_firsts_weights(home, clip):
     recipe, first = load_recipe("retrieval/train_clip.py"), clip.removeprefix("local-dir:")
-    arguments = recipe.CLIPArguments(str(home / "drawn"), str(home / "clip_config"), str(home / "tokenizer"), first)
+    arguments = recipe.CLIPArguments(str(home / "drawn"), str(home / "tokenizer"), init_from=first)
     recipe.main(arguments, training(home / "second", max_steps=1, learning_rate=0.0))
     weights, second = (load_file(Path(folder, "open_clip_model.safetensors")) for folder in (first, home / "second"))
     torch.testing.assert_close(second["text_projection"], weights["text_projection"], rtol=0, atol=0)
     torch.testing.assert_close(second["visual.conv1.weight"], weights["visual.conv1.weight"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("begin", [{}, {"model_config": "a", "init_from": "b"}])
+def test_a_clip_begins_with_a_configuration_or_with_weights(begin):
+    with pytest.raises(ValueError, match="expected either model_config or init_from, got both or neither"):
+        load_recipe("retrieval/train_clip.py").CLIPArguments("data", "tokenizer", **begin)
 
 
 def test_the_contrastive_loss_is_clips(home):
@@ -167,7 +173,7 @@ def test_near_rows_share_some_of_the_batches_alike():
 def test_names_stand_in_place_of_a_share_of_the_captions():
     recipe = load_recipe("retrieval/train_clip.py")
     rows = {"captions": [["a red pig"]] * 40, "thing": ["pig"] * 40, "image": [draw("red", "circle")] * 40}
-    args = recipe.CLIPArguments("", "", "", name="thing", name_share=0.5)
+    args = recipe.CLIPArguments("", "", "new", name="thing", name_share=0.5)
     given = [args, lambda image: torch.zeros(1), lambda texts: texts]
     texts = recipe.prepare(rows, *given, np.random.default_rng(0))["input_ids"]
     assert set(texts) == {"pig", "a red pig"} and 10 < texts.count("pig") < 30

@@ -11,7 +11,6 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from datasets import Dataset, load_dataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,9 +20,8 @@ from transformers import (
 from trl import TrlParser
 
 from cm3leon_hf import CM3LeonForCausalLM, CM3LeonProcessor, CM3LeonVQGAN
-from cm3leon_hf.data.arguments import TransformArguments
+from cm3leon_hf.data.arguments import RowArguments, TransformArguments
 from cm3leon_hf.data.pretraining import CausalCollator, CM3Rows, balanced_rows
-from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.batches import set_accumulation
@@ -40,13 +38,12 @@ class ObjectiveArguments(TransformArguments):
     instruction_share: float = field(default=0.0, metadata={"help": "Share of captioning examples with instruction."})
 
 
-@dataclass
-class PretrainArguments:
+@dataclass(kw_only=True)
+class PretrainArguments(RowArguments):
     model_config: str = field(metadata={"help": "Folder with the model's config.json."})
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
     vqgan: str = field(metadata={"help": "Folder of the VQGAN that made the codes."})
-    dataset: str = field(default="", metadata={"help": "Folder of a data set with the columns captions and codes."})
-    sources: list[dict] = field(default_factory=list, metadata={"help": "Fields of each Source (in the YAML)."})
+    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split of `dataset` to measure the loss on."})
     generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults to save (in the YAML)."})
     card: dict = field(default_factory=dict, metadata={"help": "license, language … of the model card (in the YAML)."})
     init_from: str = field(default="", metadata={"help": "Model folder to start from, in place of fresh weights."})
@@ -54,23 +51,19 @@ class PretrainArguments:
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
     passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
     packing: bool = field(default=False, metadata={"help": "Pack documents to the model's length; needs max_steps."})
-    window: int = field(default=1024, metadata={"help": "Rows that are shuffled and packed together."})
     separate_documents: bool = field(default=False, metadata={"help": "Hide packed documents from each other."})
     batch_tokens: int = field(default=0, metadata={"help": "Tokens of a batch; sets gradient_accumulation_steps."})
     max_skipped_steps: int = field(default=10, metadata={"help": "Steps without finite gradient to skip at most."})
-    train_split: str = field(default="train", metadata={"help": "Split of `dataset` to train on."})
-    eval_split: str = field(default="heldout_pairs", metadata={"help": "Split of `dataset` to measure the loss on."})
-    eval_source: dict = field(default_factory=dict, metadata={"help": "Fields of the Source to measure the loss on."})
-    eval_rows: int = field(default=0, metadata={"help": "Rows of it to use; 0 for all."})
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of the model's weights."})
 
     def __post_init__(self):
-        if bool(self.dataset) == bool(self.sources):
-            raise ValueError("expected either dataset or sources, got both or neither; name what to train on")
+        super().__post_init__()
         if self.card and "license" not in self.card:
             raise ValueError(f"expected a license in card, got {sorted(self.card)}; name one, such as apache-2.0")
         if self.sources and not self.packing:
             raise ValueError("expected packing with sources, got packing: false; set it, or name a dataset")
+        if self.sources and self.balance:
+            raise ValueError(f"expected balance with a dataset, got {self.balance} with sources; weight these instead")
 
 
 def build_processor(args: PretrainArguments, config) -> CM3LeonProcessor:
@@ -92,19 +85,12 @@ def build_model(args: PretrainArguments, config) -> CM3LeonForCausalLM:
     return CM3LeonForCausalLM.from_pretrained(args.init_from, config=config, dtype=torch.float32)
 
 
-def training_rows(args: PretrainArguments):
-    if args.sources:
-        return open_sources([Source(**source) for source in args.sources])
-    rows = load_dataset(args.dataset, split=args.train_split)
+def training_data(args: PretrainArguments, transform: CM3Transform, training: TrainingArguments):
+    """Packed sequences, or single documents."""
+    rows, seed = args.training_rows(), training.seed
     if args.balance:
         groups = zip(*(rows[column] for column in args.balance))
         rows = rows.select(balanced_rows(groups, args.passes))
-    return rows
-
-
-def training_data(args: PretrainArguments, transform: CM3Transform, training: TrainingArguments):
-    """Packed sequences, or single documents."""
-    rows, seed = training_rows(args), training.seed
     if not args.packing:
         return CM3Rows(rows, transform, seed)
     process = (training.process_index, training.world_size)
@@ -112,16 +98,8 @@ def training_data(args: PretrainArguments, transform: CM3Transform, training: Tr
 
 
 def held_out(args: PretrainArguments, transform: CM3Transform) -> CM3Rows | None:
-    if args.eval_source:
-        rows = Source(**args.eval_source).open()
-    elif args.dataset and args.eval_split:
-        rows = load_dataset(args.dataset, split=args.eval_split)
-    else:
-        return None
-    if not isinstance(rows, Dataset):
-        rows = Dataset.from_list(list(rows.take(args.eval_rows or 1000)), features=rows.features)
-    rows = rows.select(range(min(args.eval_rows or len(rows), len(rows))))
-    return CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
+    rows = args.held_out_rows()
+    return None if rows is None else CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
 
 
 def facts(trainer: PretrainingTrainer, args: PretrainArguments) -> dict:

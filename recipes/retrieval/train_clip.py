@@ -28,8 +28,8 @@ from cm3leon_hf.training.clip import CLIPObjective, alike_batches, clip_tokenize
 @dataclass
 class CLIPArguments:
     dataset: str = field(metadata={"help": "Folder or hub name of a data set with the columns image and captions."})
-    model_config: str = field(metadata={"help": "Folder with an open_clip_config.json."})
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
+    model_config: str = field(default="", metadata={"help": "Folder with an open_clip_config.json, of a new CLIP."})
     init_from: str = field(default="", metadata={"help": "Folder of a CLIP that this script wrote, to start from."})
     more: list[str] = field(default_factory=list, metadata={"help": "Data sets that the training split is joined by."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
@@ -44,6 +44,10 @@ class CLIPArguments:
     jitter: float = field(default=0.0, metadata={"help": "How much every second picture's colours change, in [0, 1]."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure recall on."})
+
+    def __post_init__(self):
+        if bool(self.model_config) == bool(self.init_from):
+            raise ValueError("expected either model_config or init_from, got both or neither; say where to begin")
 
 
 def prepare(rows: dict, args: CLIPArguments, transform, tokenizer, rng: np.random.Generator | None) -> dict:

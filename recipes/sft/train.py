@@ -12,14 +12,12 @@ run that was stopped goes on from its last checkpoint, to the last bit as if it 
 import os
 from dataclasses import asdict, dataclass, field, replace
 
-from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
 from cm3leon_hf import default_model
-from cm3leon_hf.data.arguments import TransformArguments
+from cm3leon_hf.data.arguments import RowArguments, TransformArguments
 from cm3leon_hf.data.pretraining import CM3Rows, fitting_rows
-from cm3leon_hf.data.sources import Source, open_sources
 from cm3leon_hf.data.stream import PackedStream
 from cm3leon_hf.data.transform import CM3Transform
 from cm3leon_hf.training.adapters import TARGETS
@@ -37,26 +35,19 @@ class ObjectiveArguments(TransformArguments):
     whole_segment: float = field(default=0.5, metadata={"help": "Share of moved spans that are a whole text or image."})
 
 
-@dataclass
-class SFTArguments:
-    dataset: str = field(default="", metadata={"help": "Folder of a data set of instruction rows."})
-    sources: list[dict] = field(default_factory=list, metadata={"help": "Fields of each Source (in the YAML)."})
+@dataclass(kw_only=True)
+class SFTArguments(RowArguments):
+    eval_rows: int = field(default=1000, metadata={"help": "Rows to measure the loss on at most; 0 for all."})
     generation: dict = field(default_factory=dict, metadata={"help": "Generation defaults besides the base's."})
-    train_split: str = field(default="train", metadata={"help": "Split of `dataset` to train on."})
-    eval_split: str = field(default="", metadata={"help": "Split of `dataset` to measure the loss on."})
-    eval_source: dict = field(default_factory=dict, metadata={"help": "Fields of the Source to measure the loss on."})
-    eval_rows: int = field(default=1000, metadata={"help": "Rows of it to use at most."})
     muon: bool = field(default=False, metadata={"help": "Train the layers' matrices with Muon (timm) at this rate."})
     order_locations: bool = field(default=False, metadata={"help": "Begin with box coordinates that are in order."})
     packed: bool = field(default=False, metadata={"help": "Pack documents to max_length, apart; needs max_steps."})
-    window: int = field(default=1024, metadata={"help": "Rows that are shuffled and packed together."})
     batch_tokens: int = field(default=0, metadata={"help": "Tokens of a batch; sets gradient_accumulation_steps."})
     max_skipped_steps: int = field(default=10, metadata={"help": "Steps without finite gradient to skip at most."})
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of the model's weights."})
 
     def __post_init__(self):
-        if bool(self.dataset) == bool(self.sources):
-            raise ValueError("expected either dataset or sources, got both or neither; name what to train on")
+        super().__post_init__()
         if self.sources and not self.packed:
             raise ValueError("expected packed with sources, got packed: false; set it, or name a dataset")
 
@@ -75,10 +66,7 @@ def load_base(model_args: ModelConfig):
 
 def training_data(args: SFTArguments, transform: CM3Transform, training: SFTConfig) -> CM3Rows | PackedStream:
     """Packed sequences, or single documents."""
-    if args.sources:
-        rows = open_sources([Source(**source) for source in args.sources])
-    else:
-        rows = load_dataset(args.dataset, split=args.train_split)
+    rows = args.training_rows()
     if not args.packed:
         return CM3Rows(fitting_rows(rows, transform), transform, training.seed)
     process = (training.process_index, training.world_size)
@@ -86,16 +74,9 @@ def training_data(args: SFTArguments, transform: CM3Transform, training: SFTConf
 
 
 def held_out(args: SFTArguments, transform: CM3Transform) -> CM3Rows | None:
-    if args.eval_source:
-        rows = Source(**args.eval_source).open()
-    elif args.dataset and args.eval_split:
-        rows = load_dataset(args.dataset, split=args.eval_split)
-    else:
-        return None
-    if not isinstance(rows, Dataset):
-        rows = Dataset.from_list(list(rows.take(args.eval_rows)), features=rows.features)
-    rows = fitting_rows(rows.select(range(min(args.eval_rows, len(rows)))), transform)
-    return CM3Rows(rows, replace(transform, image_noise=0.0, overflow="drop"), seed=0)
+    rows = args.held_out_rows()
+    transform = replace(transform, image_noise=0.0, overflow="drop")
+    return None if rows is None else CM3Rows(fitting_rows(rows, transform), transform, seed=0)
 
 
 def main(args: SFTArguments, objective: ObjectiveArguments, training: SFTConfig, model_args: ModelConfig) -> None:
