@@ -56,10 +56,11 @@ def losses(launcher: list[str], settings: dict, folder, **changes) -> list[float
 
 def started_by(name: str, folder: Path) -> list[str]:
     """Starts a script on two processes by one of the recipes' launch files."""
+    wrapper = [str(Path(__file__).with_name("fsdp_on_cpu.py"))] if name == "fsdp2" else []
     config = yaml.safe_load((REPOSITORY / f"recipes/accelerate/{name}.yaml").read_text())
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / f"{name}.yaml")]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / f"{name}.yaml"), *wrapper]
 
 
 @pytest.fixture
@@ -90,12 +91,12 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules.")
-stock_training(model, sys.argv[2], batch_size=2)
+assert stock_training(model, sys.argv[2], batch_size=2) == "FSDPCM3LeonForCausalLM"
 """
 
 
-def stock_training(model, out: str, batch_size: int) -> None:
-    """Three steps over four rows by the stock Trainer, which writes a checkpoint, and the model besides."""
+def stock_training(model, out: str, batch_size: int) -> str:
+    """Three steps over four rows by the stock Trainer, which writes a checkpoint, and the model besides; its class."""
     rows = [
         {"input_ids": ids, "labels": ids} for ids in torch.randint(10, 600, (4, 12), generator=torch.manual_seed(0))
     ]
@@ -105,6 +106,7 @@ def stock_training(model, out: str, batch_size: int) -> None:
     )
     trainer.train()
     trainer.save_model(out)
+    return type(trainer.model).__name__
 
 
 def code(folder: Path) -> dict[str, str]:

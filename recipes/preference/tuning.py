@@ -14,3 +14,4 @@ def train_and_save(trainer: Trainer, processor: CM3LeonProcessor) -> None:
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(trainer.args.output_dir))
     if not stop.stopped:
         save_tuned(trainer, processor)
+    trainer.accelerator.end_training()

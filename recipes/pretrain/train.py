@@ -146,6 +146,7 @@ def main(args: PretrainArguments, objective: ObjectiveArguments, training: Train
     if args.card and trainer.is_world_process_zero():
         loss = {key: measured[key] for key in ("eval_loss",) if key in measured}
         write_card(training.output_dir, model.num_parameters(), facts(trainer, args), loss, **args.card)
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     print(f"held out: {trainer.evaluate()}")
     save_for_hf(clip.half(), tokenizer, config, training.output_dir, safe_serialization=True)
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ def main(args: SFTArguments, objective: ObjectiveArguments, training: SFTConfig,
         trainer.save_metrics("eval", metrics)
         print(f"held out: {metrics}")
     save_tuned(trainer, processor, args.generation, args.max_shard_size)
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

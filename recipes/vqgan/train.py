@@ -73,6 +73,7 @@ def main(data: DataArguments, losses: VQGANLossConfig, training: TrainingArgumen
     vqgan.save_pretrained(training.output_dir)
     processor.save_pretrained(training.output_dir)
     print(f"VQGAN in {training.output_dir}: {trainer.evaluate()}")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
