@@ -41,7 +41,7 @@ def test_it_measures_us_and_our_peers_and_prints_a_json_line(recipe, tmp_path, m
     batches = [f"ours CFG bf16 batch {batch}" for batch in (1, 4, 16)]
     assert [*record["rows"]] == ["stock CFG bf16 batch 1", "Janus CFG bf16 batch 1", *batches]
     weights = 2 * (4 * 128**2 + 2 * 128 * 256) + 8192 * 128  # two layers, and the head's image rows
-    assert record["floor_ms"] == pytest.approx(1e3 * 2 * weights / 1e9)
+    assert all(row["floor_ms"] == pytest.approx(1e3 * 2 * weights / 1e9) for row in record["rows"].values())
     assert {name.removeprefix("gpu_") for name in line} == {
         "guided_over_floor",
         "speedup_over_stock_cfg",
@@ -60,12 +60,20 @@ def test_the_ratios_are_those_of_the_fastest_rows(recipe, monkeypatch):
         "ours CFG bf16 batch 16": 16.0,
         "ours CFG int8 batch 1": 5.0,
     }
-    results = {name: {"ms_per_step": ms, "tokens_per_second": 1e3 / ms, "peak_gb": 1.0} for name, ms in times.items()}
-    assert recipe.figures(results, 4.0) == {
+    others = {"tokens_per_second": 200.0, "peak_gb": 1.0}
+    results = {name: {"ms_per_step": ms, "floor_ms": 0.4 * ms} | others for name, ms in times.items()}
+    results["ours CFG bf16 batch 1"]["floor_ms"] = 1.0  # of another moment
+    assert recipe.figures(results) == {
         "guided_over_floor": 2.5,
         "speedup_over_stock_cfg": 5.0,
         "guidance_cost": 1.25,
         "batch16_over_batch1": 10.0,
         "int8_over_bf16": 2.0,
     }
-    assert "| ours CFG int8 batch 1 | 5.0 | 200.0 | 1.25 | 1.00 |" in recipe.table(results, 4.0)
+    assert "| ours CFG int8 batch 1 | 5.0 | 2.0 | 2.50 | 200.0 | 1.00 |" in recipe.table(results)
+
+
+def test_a_row_that_there_is_not_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="got 'CFG fp64'"):
+        recipe.main(recipe.DecodeArguments(out=str(tmp_path / "out"), only="CFG fp64"))
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,9 @@ import pytest
 import torch
 from conftest import IMAGE_SIZE, TEXT_SIZE, small_model
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from transformers import TorchAoConfig
 
 from cm3leon_hf import CM3LeonForCausalLM, cpu_inference, optimize_for_cpu
@@ -97,6 +100,63 @@ def test_quantised_weights_are_read_as_torchao_reads_them(model, tmp_path, weigh
     assert error < 0.02 * expected.float().std()
     drawn.append(quantised.generate(IDS[:, :4], **GUIDED)[:, 4:])
     assert all(((ids >= TEXT_SIZE) & (ids < TEXT_SIZE + IMAGE_SIZE)).all() for ids in drawn)
+
+
+@pytest.fixture
+def graphs():
+    """How often a forward pass has been compiled so far."""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("there is no C++ compiler")
+    torch._dynamo.reset()
+    counters.clear()
+    return lambda: counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [{"guidance_scale": 3.0}, {"guidance_scale": 2.0}],
+        [{"guidance_scale": 3.0, "num_return_sequences": 2, "do_sample": True, "top_k": 1}],  # eight rows
+        [{"output_logits": True, "return_dict_in_generate": True}, {"num_beams": 2}],  # of which beams do not compile
+    ],
+    ids=["guided", "candidates", "watched"],
+)
+def test_compiled_steps_draw_the_same(model, inputs, graphs, calls):
+    """One graph serves all steps and calls of one size."""
+    compiled = optimize_for_cpu(copy.deepcopy(model), compiled=True)
+    for given in calls:
+        given = {"do_sample": False, "generation_mode": "image"} | given
+        drawn = [one.generate(**inputs, **given) for one in (compiled, model)]
+        if given.get("output_logits"):
+            for logits in zip(*(one.logits for one in drawn)):
+                torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+            drawn = [one.sequences for one in drawn]
+        assert torch.equal(*drawn)
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("weights", QUANTISED)
+def test_compiled_steps_read_quantised_weights(model, tmp_path, graphs, weights):
+    copy.deepcopy(model).bfloat16().save_pretrained(tmp_path)
+    config = {"dtype": torch.bfloat16, "quantization_config": TorchAoConfig(QUANTISED[weights])}
+    plain, compiled = (CM3LeonForCausalLM.from_pretrained(tmp_path, **config) for _ in range(2))
+    optimize_for_cpu(compiled, compiled=True)
+    watched = GUIDED | {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    expected, logits = (one.generate(IDS[:, :4], **watched).logits[1] for one in (plain, compiled))  # of the first step
+    seen = expected.isfinite()
+    assert graphs() == 1 and torch.equal(seen, logits.isfinite())
+    assert (logits - expected)[seen].square().mean().sqrt() < 0.02 * expected[seen].std()
+
+
+def test_a_missing_compiler_is_told_at_once(model, monkeypatch):
+    def missing():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    with pytest.raises(ValueError, match=r"got none; install g\+\+"):
+        optimize_for_cpu(copy.deepcopy(model), compiled=True)
 
 
 def test_what_cannot_be_optimized_is_refused(model):

@@ -37,10 +37,7 @@ def runner(row: Row, args: DecodeArguments):
     else:
         arguments |= {"generation_mode": "image"} | STRATEGIES[row.strategy]
         if "compiled" in row.options:
-            arguments |= {"cache_implementation": "static"}  # generate() itself compiles then, but on a CPU
-            if model.device.type == "cpu":
-                torch._inductor.config.freezing = True  # packs the weights, as optimize_for_cpu does
-                model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
+            arguments |= {"cache_implementation": "static"}  # generate() itself compiles then, on an accelerator
         if "Jacobi" in row.options:
             arguments |= {"jacobi_window": 16}
     return lambda: model.generate(ids, **arguments)

@@ -63,7 +63,9 @@ def build(row: Row, args: DecodeArguments):
         model = quantised(model, row.weights)
     if accelerator:
         return model.to(accelerator)
-    return optimize_for_cpu(model) if row.model == "ours" and not {"as loaded", "compiled"} & {*row.options} else model
+    if row.model != "ours" or "as loaded" in row.options:
+        return model
+    return optimize_for_cpu(model, compiled="compiled" in row.options)
 
 
 def quantised(model, weights: str):

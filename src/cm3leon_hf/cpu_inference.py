@@ -1,19 +1,50 @@
 """Lays a loaded model's weights out for decoding on a CPU.
 
 A step of decoding takes as long as reading the weights, provided that all its rows (branches of guidance, candidates,
-drafts) share one reading. PyTorch's own product of a few bf16 rows with a matrix takes two to three times as long;
-oneDNN's does not, once the matrix lies in the blocks that its kernels read. Weights that torchao has quantised are
-read as they are, instead of being widened to bf16 in every step.
+drafts) share one reading. PyTorch's own product of a few bf16 rows with a matrix takes two to four times as long;
+oneDNN's takes less, once the matrix lies in the blocks that its kernels read, and inductor's, compiled for the number
+of rows, hardly longer than the reading. Weights that torchao has quantised are read as they are, instead of being
+widened to bf16 in every step.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.functional import linear, pad
+from transformers import CompileConfig, StaticCache
 
 from .modeling_cm3leon import CM3LeonAttention, CM3LeonForCausalLM, HeadProjection
 
-ROWS = 2  # that oneDNN plans for: a prompt and its branch of guidance
+ROWS = 4  # that oneDNN multiplies in less time than one or two
+FEW = 4  # rows up to which inductor's own products take less time than oneDNN's
+
+
+class CompiledCall:
+    """A model's forward pass, compiled by inductor, which lays the weights out that it finds in the model."""
+
+    def __init__(self, model: CM3LeonForCausalLM):
+        self.call = torch.compile(model.__call__, dynamic=False)
+        self.has_int4 = any(isinstance(module, Int4Projection) for module in model.modules())
+
+    def __call__(self, *, input_ids: torch.LongTensor, past_key_values: StaticCache, **inputs):
+        for layer in past_key_values.layers:  # whose tensors, marked as fixed for a GPU, would be frozen like weights
+            for value in vars(layer).values():
+                if isinstance(value, torch.Tensor):
+                    value._dynamo_static_input_type = None
+        with torch._inductor.config.patch(
+            freezing=True,
+            max_autotune_gemm=True,
+            max_autotune_gemm_backends=self._products(input_ids.numel()),
+            max_autotune_report_choices_stats=False,
+            autotune_num_choices_displayed=0,
+        ):
+            return self.call(input_ids=input_ids, past_key_values=past_key_values, **inputs)
+
+    def _products(self, rows: int) -> str:
+        if self.has_int4:
+            return "CPP,ATEN"  # the faster one, as measured: inductor has its own for some sizes only
+        return "CPP" if rows <= FEW else "ATEN"
 
 
 class PackedProjection(nn.Module):
@@ -39,7 +70,21 @@ class BlockedProjection(PackedProjection):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), ROWS)
 
     def product(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, None, "none", [], "")
+        rows = hidden_states.flatten(0, -2)
+        padded = pad(rows, (0, 0, 0, max(0, ROWS - len(rows))))
+        product = torch.ops.mkldnn._linear_pointwise(padded, self.weight, None, "none", [], "")
+        return product[: len(rows)].unflatten(0, hidden_states.shape[:-1])
+
+
+class DenseProjection(PackedProjection):
+    """The weight lies as it was, for a compiler to lay out."""
+
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]):
+        super().__init__(biases)
+        self.weight = torch.cat(weights)
+
+    def product(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return linear(hidden_states, self.weight)
 
 
 class Int8Projection(PackedProjection):
@@ -76,11 +121,11 @@ class Int4Projection(PackedProjection):
 class PackedAttention(CM3LeonAttention):
     """Attention whose queries, keys and values come from one product."""
 
-    def __init__(self, attention: CM3LeonAttention):
+    def __init__(self, attention: CM3LeonAttention, plain: type[PackedProjection]):
         with torch.device("meta"):
             super().__init__(attention.config, attention.layer_idx)
-        self.qkv_proj = packed(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out_proj = packed(attention.out_proj)
+        self.qkv_proj = packed(plain, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out_proj = packed(plain, attention.out_proj)
         del self.q_proj, self.k_proj, self.v_proj
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -88,20 +133,24 @@ class PackedAttention(CM3LeonAttention):
 
 
 class PackedHead(HeadProjection):
-    """A head whose image rows are packed beside the whole matrix, which is the embedding's as well."""
+    """
+    A head whose image rows are packed beside the whole matrix, which is the embedding's as well.
 
-    def __init__(self, head: HeadProjection, images: slice):
+    They are a copy for inductor's sake, too, which takes a frozen part of a matrix for its first rows.
+    """
+
+    def __init__(self, head: HeadProjection, images: slice, plain: type[PackedProjection]):
         with torch.device("meta"):
             super().__init__(head.in_features, head.out_features, bias=False)
         self.weight = head.weight
-        self.images, self.image_proj = images, BlockedProjection([head.weight[images]], [None])
+        self.images, self.image_proj = images, plain([head.weight[images]], [None])
 
     def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
         return self.image_proj(hidden_states) if rows == self.images else super().forward(hidden_states, rows)
 
 
 @torch.no_grad()
-def optimize_for_cpu(model: CM3LeonForCausalLM) -> CM3LeonForCausalLM:
+def optimize_for_cpu(model: CM3LeonForCausalLM, compiled: bool = False) -> CM3LeonForCausalLM:
     """
     Lays the weights of a model out for decoding on this CPU, in place; what it computes changes by rounding only.
 
@@ -111,13 +160,17 @@ def optimize_for_cpu(model: CM3LeonForCausalLM) -> CM3LeonForCausalLM:
 
     Args:
         model ([`CM3LeonForCausalLM`]): A model on the CPU, as loaded.
+        compiled (`bool`): Whether `generate` compiles its steps. They are faster still, but a call with a new number of
+            sequences, or a longer prompt and output than any before, takes up to a minute more and as much memory as
+            the weights. It makes a static cache the default, which `max_cache_len` can size for all calls.
 
     Returns:
         The same model, in evaluation mode. It is left as it is where this build of PyTorch has no oneDNN, or oneDNN
         no bf16 on this processor.
 
     Raises:
-        ValueError: if the model is not on the CPU, has adapters, is optimized already, or has weights of another type.
+        ValueError: if the model is not on the CPU, has adapters, is optimized already, has weights of another type, or
+            is to be compiled without a C++ compiler.
     """
     projections = [(*layer.self_attn.children(), layer.fc1, layer.fc2) for layer in model.model.layers]
     kinds = {type(projection) for of_layer in projections for projection in of_layer}
@@ -126,20 +179,33 @@ def optimize_for_cpu(model: CM3LeonForCausalLM) -> CM3LeonForCausalLM:
             f"expected a model as loaded, on the CPU, got {', '.join(sorted(kind.__name__ for kind in kinds))} on "
             f"{model.device}; merge adapters first, and optimize once"
         )
-    if not _has_kernels(model.dtype):
+    if compiled:
+        _check_compiler()
+    elif not _has_kernels(model.dtype):
         return model.eval()
+    plain = DenseProjection if compiled else BlockedProjection
     for layer in model.model.layers:
-        layer.self_attn = PackedAttention(layer.self_attn)
-        layer.fc1, layer.fc2 = packed(layer.fc1), packed(layer.fc2)
-    model.lm_head = PackedHead(model.lm_head, model.config.vocabulary.image_ids)
+        layer.self_attn = PackedAttention(layer.self_attn, plain)
+        layer.fc1, layer.fc2 = packed(plain, layer.fc1), packed(plain, layer.fc2)
+    model.lm_head = PackedHead(model.lm_head, model.config.vocabulary.image_ids, plain)
+    if compiled:
+        _compile_steps(model)
     return model.eval()
 
 
-def packed(*projections: nn.Linear) -> PackedProjection:
-    """One projection whose output is that of the given ones behind one another."""
+def _compile_steps(model: CM3LeonForCausalLM) -> None:
+    """Makes `generate` take compiled steps, as it does by itself on a GPU."""
+    call, config = CompiledCall(model), CompileConfig()
+    config._compile_all_devices = True
+    model.generation_config.update(cache_implementation="static", compile_config=config)
+    model.get_compiled_call = lambda _: call
+
+
+def packed(plain: type[PackedProjection], *projections: nn.Linear) -> PackedProjection:
+    """One projection whose output is that of the given ones behind one another; `plain` if none is quantised."""
     weights, biases = zip(*((projection.weight, projection.bias) for projection in projections))
     if type(weights[0]) is nn.Parameter:
-        return BlockedProjection(weights, biases)
+        return plain(weights, biases)
     from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
 
     if isinstance(weights[0], Int8Tensor) and weights[0].scale.numel() == len(weights[0]):
@@ -150,6 +216,16 @@ def packed(*projections: nn.Linear) -> PackedProjection:
         f"expected weights in float32, bf16, int8 with a scale a row, or int4, got {type(weights[0]).__name__}; "
         "quantise with Int8WeightOnlyConfig() or IntxWeightOnlyConfig(torch.int4, PerGroup(128))"
     )
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError("expected a C++ compiler, got none; install g++, or leave compiled out") from error
 
 
 def _has_kernels(dtype: torch.dtype) -> bool:

@@ -211,6 +211,8 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
         passed = model_kwargs.get("past_key_values")
+        if getattr(passed, "is_shared_prefix", False):
+            generation_config.cache_implementation = None  # the stock loop refuses both
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         if passed is None and "past_key_values" in model_kwargs:
             model_kwargs["past_key_values"] = make_room(model_kwargs["past_key_values"], generation_config.max_length)

@@ -30,8 +30,11 @@ def shared_prefix(model, ids, attention_mask, config: GenerationConfig, kwargs: 
     Args:
         model ([`CM3LeonForCausalLM`]): The model.
         ids, attention_mask (`torch.LongTensor` of shape `(batch, length)`): The user's prompts.
-        config ([`GenerationConfig`]): The call's; its `cache_implementation` is taken out, since the cache is there.
+        config ([`GenerationConfig`]): The call's.
         kwargs (`dict`): The call's further arguments, with the prompts of guidance if it is guided.
+
+    Returns:
+        A cache of the kind that `cache_implementation` says, with `is_shared_prefix`.
     """
     if "guidance_ids" in kwargs:
         ids = add_branches(ids, kwargs["guidance_ids"])
@@ -43,10 +46,10 @@ def shared_prefix(model, ids, attention_mask, config: GenerationConfig, kwargs: 
         ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache
     )
     cache.batch_repeat_interleave(config.num_return_sequences)
-    if config.cache_implementation != "static":
-        return cache
-    config.cache_implementation = None  # the stock loop gets the cache itself
-    static = StaticCache(config=model.config, max_cache_len=length)
-    for index, layer in enumerate(cache.layers):
-        static.update(layer.keys, layer.values, index)
-    return static
+    if config.cache_implementation == "static":
+        layers = cache.layers
+        cache = StaticCache(config=model.config, max_cache_len=max(length, config.max_cache_len or 0))
+        for index, layer in enumerate(layers):
+            cache.update(layer.keys, layer.values, index)
+    cache.is_shared_prefix = True
+    return cache
