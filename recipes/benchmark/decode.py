@@ -33,17 +33,15 @@ def main(args: DecodeArguments) -> None:
         def floor() -> float:
             return 1e3 * bytes_per_step(our_config(args)) / pool.apply(read_bandwidth)
 
-        before = floor()
         for row in tqdm(rows, desc="rows"):
+            before = floor()
             try:
                 result = pool.apply(measure, (row, args))
             except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:  # a format this device lacks
                 failed[row.name] = str(error).splitlines()[0]
                 tqdm.write(f"{row.name}: {failed[row.name]}")
                 continue
-            after = floor()  # memory that others use as well is not equally fast at all times
-            results[row.name] = result | {"floor_ms": min(before, after)}
-            before = after
+            results[row.name] = result | {"floor_ms": min(before, floor())}  # others may use the same memory
     print(table(results))
     if results:
         plot(results, out / "decode.png")

@@ -165,8 +165,8 @@ def optimize_for_cpu(model: CM3LeonForCausalLM, compiled: bool = False) -> CM3Le
             the weights. It makes a static cache the default, which `max_cache_len` can size for all calls.
 
     Returns:
-        The same model, in evaluation mode. It is left as it is where this build of PyTorch has no oneDNN, or oneDNN
-        no bf16 on this processor.
+        The same model, in evaluation mode. Unless it is to be compiled, it is left as it is where this build of PyTorch
+        has no oneDNN, or oneDNN no bf16 on this processor.
 
     Raises:
         ValueError: if the model is not on the CPU, has adapters, is optimized already, has weights of another type, or
