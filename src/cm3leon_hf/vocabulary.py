@@ -33,9 +33,10 @@ class Vocabulary:
     num_masks: int = 1
 
     def __post_init__(self):
-        if self.text_size < len(self.special_tokens):
+        special = len(CONTROL_TOKENS) + self.num_locations + 2 * (self.num_masks - 1)
+        if self.text_size < special:
             raise ValueError(
-                f"expected at least {len(self.special_tokens)} text ids for the special tokens, got {self.text_size}; "
+                f"expected at least {special} text ids for the special tokens, got {self.text_size}; "
                 "raise text_vocab_size"
             )
 
