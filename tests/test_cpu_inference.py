@@ -1,6 +1,7 @@
 """A model optimised for the CPU computes what it computed before, whatever the type of its weights."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,21 @@ def test_quantised_weights_are_read_as_torchao_reads_them(model, tmp_path, weigh
     assert error < 0.02 * expected.float().std()
     drawn.append(quantised.generate(IDS[:, :4], **GUIDED)[:, 4:])
     assert all(((ids >= TEXT_SIZE) & (ids < TEXT_SIZE + IMAGE_SIZE)).all() for ids in drawn)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a processor with AVX-512 VNNI")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_of_bytes_err_by_half_a_step_of_each_activation(rows):
+    codes, scale = torch.randint(-128, 128, (48, 64), dtype=torch.int8), torch.rand(48, 1) + 0.5
+    hidden = torch.randn(2, rows, 64)
+    hidden[0, 0, 5] = 100.0  # beside which the others are small
+    hidden[1, 0] = 0.0
+    projection = cpu_inference.SplitProjection([SimpleNamespace(qdata=codes, scale=scale)], [None])
+    product, weight = projection(hidden), codes.double() * scale
+    half_steps = hidden.abs().amax(-1, keepdim=True) / 32512 / 2
+    allowed = 1.01 * half_steps * weight.abs().sum(-1) + 1e-5 * product.abs()  # and float32's own
+    assert ((product - hidden.double() @ weight.T).abs() <= allowed).all()
 
 
 @pytest.fixture
