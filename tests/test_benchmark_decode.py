@@ -34,7 +34,7 @@ def test_it_measures_us_and_our_peers_and_prints_a_json_line(recipe, tmp_path, m
     here = SimpleNamespace(get_context=lambda kind: SimpleNamespace(Pool=Here))
     monkeypatch.setattr(recipe, "multiprocessing", here)
     monkeypatch.setattr(recipe, "read_bandwidth", lambda: 1e9)
-    recipe.main(recipe.DecodeArguments(out=str(tmp_path), shape="tiny", grid=2, repeats=1, only="CFG bf16"))
+    recipe.main(recipe.DecodeArguments(out=str(tmp_path), shape="tiny", grid=2, repeats=1, only="CFG bf16", together=2))
     line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     record = json.loads((tmp_path / "decode.json").read_text(encoding="utf-8"))
     assert record["failed"] == {} and record["figures"] == line and (tmp_path / "decode.png").is_file()

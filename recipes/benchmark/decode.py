@@ -3,22 +3,59 @@
     python recipes/benchmark/decode.py --out runs/benchmark
 
 Every row of the table is a process of its own, so that its peak memory is its own; all have the same shape, random
-weights and the same number of tokens; the floor is that of the moments before and behind the row. The last line is
-JSON. Run it on an otherwise idle machine.
+weights and the same number of tokens. Other programs and other machines' guests slow memory down for minutes, so rows
+take turns, several to a group, with a measurement of the floor in every round, and the middle round counts. The first
+group holds the rows that the figures compare. The last line is JSON. Run it on an otherwise idle machine.
 """
 
 import json
 import multiprocessing
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
-from decode_measure import bytes_per_step, measure, read_bandwidth
+from decode_measure import bytes_per_step, draw, peak_bytes, prepare, read_bandwidth
 from decode_models import our_config
 from decode_report import figures, plot, table
-from decode_rows import ROWS, DecodeArguments
+from decode_rows import ROWS, DecodeArguments, Row
 from decode_shipped import shipped_model_figures
 from tqdm import tqdm
 from trl import TrlParser
+
+LACKING = (ImportError, RuntimeError, ValueError, NotImplementedError)  # raised for a format that this device lacks
+
+
+def measure_in_turns(rows: list[Row], args: DecodeArguments, failed: dict[str, str], progress: tqdm) -> dict[str, dict]:
+    """Milliseconds a step, tokens a second, peak memory and floor of each row; those that fail are told in `failed`."""
+    processes = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        floor, *workers = (stack.enter_context(processes.Pool(1)) for _ in range(1 + len(rows)))
+        measured = {}
+        for row, worker in zip(rows, workers):
+            progress.set_postfix_str(row.name)
+            try:
+                measured[row] = worker, [worker.apply(prepare, (row, args))]
+            except LACKING as error:
+                failed[row.name] = str(error).splitlines()[0]
+                tqdm.write(f"{row.name}: {failed[row.name]}")
+            progress.update()
+        bandwidths = []
+        for turn in range(args.repeats if measured else 0):
+            progress.set_postfix_str(f"turn {turn + 1} of {args.repeats}")
+            for row, (worker, seconds) in measured.items():
+                seconds.append(worker.apply(draw, (row,)))
+            bandwidths.append(floor.apply(read_bandwidth))
+        results = {}
+        for row, (worker, (first, *seconds)) in measured.items():
+            results[row.name] = {
+                "ms_per_step": 1e3 * median(seconds) / args.grid**2,
+                "floor_ms": 1e3 * bytes_per_step(our_config(args)) / median(bandwidths),
+                "tokens_per_second": row.batch * args.grid**2 / median(seconds),
+                "first_run_seconds": first,
+                "peak_gb": worker.apply(peak_bytes) / 1e9,
+            }
+        return results
 
 
 def main(args: DecodeArguments) -> None:
@@ -28,20 +65,9 @@ def main(args: DecodeArguments) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     results, failed = {}, {}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-
-        def floor() -> float:
-            return 1e3 * bytes_per_step(our_config(args)) / pool.apply(read_bandwidth)
-
-        for row in tqdm(rows, desc="rows"):
-            before = floor()
-            try:
-                result = pool.apply(measure, (row, args))
-            except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:  # a format this device lacks
-                failed[row.name] = str(error).splitlines()[0]
-                tqdm.write(f"{row.name}: {failed[row.name]}")
-                continue
-            results[row.name] = result | {"floor_ms": min(before, floor())}  # others may use the same memory
+    with tqdm(total=len(rows), desc="rows") as progress:
+        for start in range(0, len(rows), args.together):
+            results |= measure_in_turns(rows[start : start + args.together], args, failed, progress)
     print(table(results))
     if results:
         plot(results, out / "decode.png")

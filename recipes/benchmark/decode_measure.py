@@ -9,6 +9,7 @@ from decode_rows import STRATEGIES, DecodeArguments, Row
 
 from cm3leon_hf import CM3LeonConfig
 
+RUNS = {}  # the functions that draw, by their row, of the rows that this process has prepared
 SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 0.9}
 
 
@@ -43,26 +44,26 @@ def runner(row: Row, args: DecodeArguments):
     return lambda: model.generate(ids, **arguments)
 
 
-def measure(row: Row, args: DecodeArguments) -> dict:
-    """Seconds a step, tokens a second and peak memory of one row; for a process of its own."""
-    run = runner(row, args)
-    seconds = []
-    for _ in range(args.repeats + 1):
-        start = time.perf_counter()
-        run()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        seconds.append(time.perf_counter() - start)
-    steps, fastest = args.grid**2, min(seconds[1:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def prepare(row: Row, args: DecodeArguments) -> float:
+    """Builds the model of a row and draws a first batch; its seconds."""
+    RUNS[row] = runner(row, args)
+    return draw(row)
+
+
+def draw(row: Row) -> float:
+    """Seconds that a batch takes."""
+    start = time.perf_counter()
+    RUNS[row]()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held: of the GPU, if there is one."""
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    return {
-        "ms_per_step": 1e3 * fastest / steps,
-        "tokens_per_second": row.batch * steps / fastest,
-        "first_run_seconds": seconds[0],
-        "peak_gb": peak / 1e9,
-    }
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_bandwidth(size: int = 2**30) -> float:
