@@ -4,7 +4,7 @@
 
 Every row of the table is a process of its own, so that its peak memory is its own; all have the same shape, random
 weights and the same number of tokens. Other programs and other machines' guests slow memory down for minutes, so rows
-take turns, several to a group, with a measurement of the floor in every round, and the middle round counts. The first
+take turns, several to a group, with a measurement of the floor between any two, and the middle turn counts. The first
 group holds the rows that the figures compare. The last line is JSON. Run it on an otherwise idle machine.
 """
 
@@ -35,19 +35,21 @@ def measure_in_turns(rows: list[Row], args: DecodeArguments, failed: dict[str, s
         for row, worker in zip(rows, workers):
             progress.set_postfix_str(row.name)
             try:
-                measured[row] = worker, [worker.apply(prepare, (row, args))]
+                measured[row] = worker, [worker.apply(prepare, (row, args))], []
             except LACKING as error:
                 failed[row.name] = str(error).splitlines()[0]
                 tqdm.write(f"{row.name}: {failed[row.name]}")
             progress.update()
-        bandwidths = []
-        for turn in range(args.repeats if measured else 0):
+        before = floor.apply(read_bandwidth)
+        for turn in range(args.repeats):
             progress.set_postfix_str(f"turn {turn + 1} of {args.repeats}")
-            for row, (worker, seconds) in measured.items():
+            for row, (worker, seconds, bandwidths) in measured.items():
                 seconds.append(worker.apply(draw, (row,)))
-            bandwidths.append(floor.apply(read_bandwidth))
+                behind = floor.apply(read_bandwidth)
+                bandwidths.append(max(before, behind))
+                before = behind
         results = {}
-        for row, (worker, (first, *seconds)) in measured.items():
+        for row, (worker, (first, *seconds), bandwidths) in measured.items():
             results[row.name] = {
                 "ms_per_step": 1e3 * median(seconds) / args.grid**2,
                 "floor_ms": 1e3 * bytes_per_step(our_config(args)) / median(bandwidths),
