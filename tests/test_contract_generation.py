@@ -105,7 +105,7 @@ def quantised(backend: str) -> dict:
         pytest.importorskip("hqq")
     if backend == "quanto":
         pytest.importorskip("optimum.quanto", reason="optimum-quanto is no extra: it compiles C++ when first used")
-    return {"cache_implementation": "quantized", "cache_config": QUANTISED[backend]}
+    return {"cache_implementation": "quantized", "cache_config": dict(QUANTISED[backend])}
 
 
 @pytest.mark.parametrize("backend", QUANTISED)

@@ -41,7 +41,7 @@ def test_transformers_exporter_takes_a_cache_of_any_length():
         return ids, {"input_ids": ids[:, -1:], "attention_mask": torch.ones_like(ids), "past_key_values": cache}
 
     exported = DynamoExporter().export(model, step(2, 9)[1], config=DynamoConfig(dynamic=True))
-    program = getattr(exported, "program", exported).module()  # transformers 5.17 returns the program itself
+    program = getattr(exported, "program", exported).module()  # transformers 5.18 returns the program itself
     for rows, past in ((3, 20), (5, 2)):
         ids, inputs = step(rows, past)
         torch.testing.assert_close(program(**inputs)["logits"], model(ids).logits[:, -1:], atol=1e-4, rtol=1e-4)

@@ -181,7 +181,7 @@ class CM3LeonProcessor(CM3LeonTasksMixin, ProcessorMixin):
         }
         place = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": VQGAN_FOLDER}
         if (local := Path(pretrained_model_name_or_path, VQGAN_FOLDER)).is_dir():
-            place = {"pretrained_model_name_or_path": local}  # beside adapters, transformers 5.17 expects more of them
+            place = {"pretrained_model_name_or_path": local}  # beside adapters, transformers 5.18 expects more of them
         vqgan = CM3LeonVQGAN.from_pretrained(
             **place,
             revision=kwargs.get("revision", "main"),
