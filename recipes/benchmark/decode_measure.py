@@ -67,7 +67,7 @@ def peak_bytes() -> int:
 
 
 def read_bandwidth(size: int = 2**30) -> float:
-    """Bytes a second that the largest of many numbers is found in, for a tensor far beyond the caches."""
+    """Bytes a second at which memory is read: the best of seven searches of a tensor far beyond the caches."""
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     numbers = torch.ones(size // 4, device=device)
     best = 0.0
