@@ -75,10 +75,10 @@ def test_what_is_watched_has_the_stock_shapes(ids, arguments, rows, cached):
         assert {state.shape for state in states} == {(rows, read, config.hidden_size)}
         assert (len(weights), len(states)) == (config.num_hidden_layers, config.num_hidden_layers + 1)
     if not cached:
-        assert output.past_key_values is None
+        assert output.cache is None
         return
-    assert type(output.past_key_values) is DynamicCache
-    held = {tensor.shape for layer in output.past_key_values.layers for tensor in (layer.keys, layer.values)}
+    assert type(output.cache) is DynamicCache
+    held = {tensor.shape for layer in output.cache.layers for tensor in (layer.keys, layer.values)}
     assert held == {(rows, config.num_attention_heads, length - 1, config.hidden_size // config.num_attention_heads)}
 
 
@@ -92,7 +92,7 @@ def test_attention_backends_generate_the_same(model, ids, mode):
 
 def test_a_given_cache_is_filled(model, ids):
     cache = DynamicCache(config=model.config)
-    drawn = model.generate(ids, **GUIDED_IMAGE, past_key_values=cache)
+    drawn = model.generate(ids, **GUIDED_IMAGE, cache=cache)
     assert cache.get_seq_length() == drawn.shape[1] - 1 and cache.layers[0].keys.shape[0] == 4
     assert torch.equal(drawn, model.generate(ids, **GUIDED_IMAGE))
 
@@ -113,7 +113,7 @@ def test_a_quantised_cache_writes_what_opt_writes_with_it(model, ids, backend):
     arguments = quantised(backend) | {"max_new_tokens": 12, "return_dict_in_generate": True}
     modality = LogitsProcessorList([ModalityLogitsProcessor(model.config.vocabulary, "text")])
     ours, theirs = model.generate(ids, **arguments), as_opt(model).generate(ids, **arguments, logits_processor=modality)
-    assert type(ours.past_key_values) is QuantizedCache
+    assert type(ours.cache) is QuantizedCache
     assert torch.equal(ours.sequences, theirs.sequences)
 
 
@@ -122,8 +122,8 @@ def test_a_quantised_cache_draws_with_guidance(model, ids, vocabulary, backend):
     watch = {"return_dict_in_generate": True, "output_scores": True}
     drawn = model.generate(ids, **GUIDED_IMAGE, **quantised(backend), **watch)
     exact = model.generate(ids, **GUIDED_IMAGE, **watch)
-    assert type(drawn.past_key_values) is QuantizedCache
-    assert vocabulary.is_image(drawn.sequences[:, -16:]).all() and drawn.past_key_values.get_seq_length() == 25
+    assert type(drawn.cache) is QuantizedCache
+    assert vocabulary.is_image(drawn.sequences[:, -16:]).all() and drawn.cache.get_seq_length() == 25
     assert torch.equal(drawn.scores[0], exact.scores[0])  # nothing is read from the cache yet
     images = vocabulary.image_ids
     error = (drawn.scores[1] - exact.scores[1])[:, images].std() / exact.scores[1][:, images].std()

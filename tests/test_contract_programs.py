@@ -37,8 +37,8 @@ def test_transformers_exporter_takes_a_cache_of_any_length():
     def step(rows: int, past: int) -> tuple[torch.Tensor, dict]:
         """Ids, and the inputs of the pass that reads the last of them."""
         ids, cache = random_ids(rows, past + 1), DynamicCache(config=model.config)
-        model(ids[:, :-1], past_key_values=cache)
-        return ids, {"input_ids": ids[:, -1:], "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+        model(ids[:, :-1], cache=cache)
+        return ids, {"input_ids": ids[:, -1:], "attention_mask": torch.ones_like(ids), "cache": cache}
 
     exported = DynamoExporter().export(model, step(2, 9)[1], config=DynamoConfig(dynamic=True))
     program = getattr(exported, "program", exported).module()  # transformers 5.18 returns the program itself

@@ -290,7 +290,7 @@ def test_text_can_go_on_from_a_cache(model, inputs):
     rest = model.generate(
         first.sequences,
         attention_mask=mask,
-        past_key_values=first.past_key_values,
+        cache=first.cache,
         max_new_tokens=4,
         eos_token_id=-1,
     )

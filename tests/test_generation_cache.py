@@ -125,8 +125,8 @@ def test_generate_makes_room_and_writes_the_same(arguments):
     watch = {"return_dict_in_generate": True, "max_new_tokens": 8, "eos_token_id": -1}
     torch.manual_seed(0)
     roomy = model.generate(ids, **arguments, **watch)
-    assert {type(layer) for layer in roomy.past_key_values.layers} == {RoomyLayer}
-    assert {layer.capacity for layer in roomy.past_key_values.layers} <= {11, 12}
+    assert {type(layer) for layer in roomy.cache.layers} == {RoomyLayer}
+    assert {layer.capacity for layer in roomy.cache.layers} <= {11, 12}
     torch.manual_seed(0)
-    given = model.generate(ids, **arguments, **watch, past_key_values=DynamicCache(config=model.config))
+    given = model.generate(ids, **arguments, **watch, cache=DynamicCache(config=model.config))
     assert torch.equal(roomy.sequences, given.sequences)

@@ -139,7 +139,7 @@ def test_it_goes_with_everything(model, processor):
         {"generation_mode": "text"},
         {"num_beams": 2},
         {"cache_implementation": "static"},
-        {"past_key_values": StaticCache(config=small_config(), max_cache_len=32)},
+        {"cache": StaticCache(config=small_config(), max_cache_len=32)},
     ],
     ids=str,
 )

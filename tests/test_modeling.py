@@ -57,8 +57,8 @@ def test_cached_token_by_token_equals_uncached(model, ids, static):
     cache = StaticCache(config=model.config, max_cache_len=ids.shape[1]) if static else None
     steps = []
     for token in ids.split(1, dim=1):
-        output = model(token, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(token, cache=cache, use_cache=True)
+        cache = output.cache
         steps.append(output.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), expected)
 
@@ -69,7 +69,7 @@ def test_cached_with_padding_counts_positions_from_the_mask(model, ids):
     mask[0, :3] = 0
     expected = model(ids, attention_mask=mask).logits[:, -4:]
     prefix = model(ids[:, :-4], attention_mask=mask[:, :-4], use_cache=True)
-    rest = model(ids[:, -4:], attention_mask=mask, past_key_values=prefix.past_key_values)
+    rest = model(ids[:, -4:], attention_mask=mask, cache=prefix.cache)
     torch.testing.assert_close(rest.logits, expected)
 
 

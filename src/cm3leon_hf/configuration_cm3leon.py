@@ -55,7 +55,6 @@ class CM3LeonConfig(PreTrainedConfig):
     """
 
     model_type = "cm3leon"
-    keys_to_ignore_at_inference = ["past_key_values"]
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",

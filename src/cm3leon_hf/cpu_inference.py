@@ -30,8 +30,8 @@ class CompiledCall:
         self.call = torch.compile(model.__call__, dynamic=False, options=unchecked)
         self.kind = type(model.model.layers[0].fc1)
 
-    def __call__(self, *, input_ids: torch.LongTensor, past_key_values: StaticCache, **inputs):
-        for layer in past_key_values.layers:  # whose tensors, marked as fixed for a GPU, would be frozen like weights
+    def __call__(self, *, input_ids: torch.LongTensor, cache: StaticCache, **inputs):
+        for layer in cache.layers:  # whose tensors, marked as fixed for a GPU, would be frozen like weights
             for value in vars(layer).values():
                 if isinstance(value, torch.Tensor):
                     value._dynamo_static_input_type = None
@@ -43,7 +43,7 @@ class CompiledCall:
             autotune_num_choices_displayed=0,
             size_asserts=False,  # of all weights, at every step
         ):
-            return self.call(input_ids=input_ids, past_key_values=past_key_values, **inputs)
+            return self.call(input_ids=input_ids, cache=cache, **inputs)
 
     def _products(self, rows: int) -> str:
         if self.kind is Int4Projection:

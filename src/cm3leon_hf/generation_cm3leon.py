@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import GenerationMode
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .generation_batching import CM3LeonBatchingMixin
 from .generation_branches import (
@@ -40,6 +41,7 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
     and top-p. So contrastive decoding ranks only tokens that may follow, and no stock processor lets another in.
     """
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     def generate(
         self,
         inputs: torch.LongTensor | None = None,
@@ -132,12 +134,12 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         if mode == "image":
             kwargs["draws_image"] = True
         if jacobi_window is not None:
-            check_jacobi(jacobi_window, mode, generation_config, kwargs.get("past_key_values"))
+            check_jacobi(jacobi_window, mode, generation_config, kwargs.get("cache"))
             kwargs["custom_generate"] = partial(
                 speculative_jacobi, window=jacobi_window, streamer=kwargs.get("streamer")
             )
         if may_share_prefix(generation_config, kwargs) and length > 1:
-            kwargs["past_key_values"] = shared_prefix(self, ids, attention_mask, generation_config, kwargs)
+            kwargs["cache"] = shared_prefix(self, ids, attention_mask, generation_config, kwargs)
         output = super().generate(
             input_ids=ids,
             attention_mask=attention_mask,
@@ -210,12 +212,12 @@ class CM3LeonGenerationMixin(CM3LeonBatchingMixin):
         )
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
-        passed = model_kwargs.get("past_key_values")
+        passed = model_kwargs.get("cache")
         if getattr(passed, "is_shared_prefix", False):
             generation_config.cache_implementation = None  # the stock loop refuses both
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        if passed is None and "past_key_values" in model_kwargs:
-            model_kwargs["past_key_values"] = make_room(model_kwargs["past_key_values"], generation_config.max_length)
+        if passed is None and "cache" in model_kwargs:
+            model_kwargs["cache"] = make_room(model_kwargs["cache"], generation_config.max_length)
 
     def _get_logits_processor(self, *args, model_kwargs=None, **kwargs) -> LogitsProcessorList:
         if model_kwargs is None:

@@ -22,7 +22,7 @@ def check_jacobi(window: int, mode: str, config: GenerationConfig, cache: Cache 
         raise ValueError(
             f"expected jacobi_window >= 1 for images by sampling or greedy search with the dynamic cache, got {window} "
             f"in {mode!r} mode by {search.value} with use_cache={config.use_cache} and "
-            f"cache_implementation={config.cache_implementation}, past_key_values {type(cache).__name__}; leave it out"
+            f"cache_implementation={config.cache_implementation}, cache {type(cache).__name__}; leave it out"
         )
 
 
@@ -54,7 +54,7 @@ def speculative_jacobi(
     Returns:
         As the stock loop; a `ModelOutput` holds sequences, scores and the cache.
     """
-    cache = model_kwargs.pop("past_key_values")
+    cache = model_kwargs.pop("cache")
     mask = model_kwargs.pop("attention_mask", None)
     model_kwargs = {
         name: value for name, value in model_kwargs.items() if name not in ("position_ids", "logits_to_keep")
@@ -71,7 +71,7 @@ def speculative_jacobi(
         inputs = model.prepare_inputs_for_generation(
             rows,
             next_sequence_length=rows.shape[1] - cache.get_seq_length(),
-            past_key_values=cache,
+            cache=cache,
             attention_mask=rows_mask,
             position_ids=(rows_mask.cumsum(1) - 1).clamp_min(0),
             **model_kwargs,
@@ -96,7 +96,7 @@ def speculative_jacobi(
     if not generation_config.return_dict_in_generate:
         return input_ids
     return GenerateDecoderOnlyOutput(
-        sequences=input_ids, scores=scores if generation_config.output_scores else None, past_key_values=cache
+        sequences=input_ids, scores=scores if generation_config.output_scores else None, cache=cache
     )
 
 

@@ -16,7 +16,7 @@ def may_share_prefix(config: GenerationConfig, kwargs: dict) -> bool:
         and config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.SAMPLE
         and config.use_cache is not False
         and config.cache_implementation in (None, "dynamic", "static")
-        and kwargs.get("past_key_values") is None
+        and kwargs.get("cache") is None
         and not config.prefill_chunk_size
         and not watched
     )
@@ -42,9 +42,7 @@ def shared_prefix(model, ids, attention_mask, config: GenerationConfig, kwargs: 
     positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
     length = ids.shape[1] + config.max_new_tokens
     cache = make_room(DynamicCache(config=model.config), length)
-    model.model(
-        ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache
-    )
+    model.model(ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions[:, :-1], cache=cache)
     cache.batch_repeat_interleave(config.num_return_sequences)
     if config.cache_implementation == "static":
         layers = cache.layers

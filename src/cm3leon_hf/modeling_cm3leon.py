@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -91,20 +92,20 @@ class CM3LeonAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)  # -1: a shard may hold some of the heads
         query, key, value = (states.view(shape).transpose(1, 2) for states in self.project(hidden_states))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         length = key.shape[2]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         if self.config._attn_implementation == "sdpa" and better_without_sdpa(query, attention_mask):
             attention = eager_attention_forward
-            key, value, attention_mask = whole_rooms(past_key_values, self.layer_idx, key, value, attention_mask)
+            key, value, attention_mask = whole_rooms(cache, self.layer_idx, key, value, attention_mask)
         elif self.config._attn_implementation == "sdpa" and is_faster_in_blocks(query, key, attention_mask):
             attention = blocked_attention_forward
         attended, weights = attention(
@@ -135,11 +136,11 @@ class CM3LeonDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         normed = self.self_attn_layer_norm(hidden_states)
-        attended, _ = self.self_attn(normed, attention_mask, past_key_values=past_key_values, **kwargs)
+        attended, _ = self.self_attn(normed, attention_mask, cache=cache, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(hidden_states))))
 
@@ -172,7 +173,7 @@ class CM3LeonPreTrainedModel(PreTrainedModel):
     output_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["CM3LeonDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -232,6 +233,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -239,7 +241,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -251,7 +253,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*): Positions. Without
                 them they are counted from the attention mask, so that padding on the left changes nothing. Where they
                 begin anew, without an attention mask or a cache, packed documents do not see each other.
-            past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
+            cache (`Cache`, *optional*): Keys and values of earlier tokens.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`, *optional*):
                 Embeddings in place of ids.
             use_cache (`bool`, *optional*): Whether to return a cache.
@@ -260,27 +262,25 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
             raise ValueError("expected exactly one of input_ids and inputs_embeds, got both or neither; pass one")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             position_ids=position_ids,  # none are no packed documents; a compiled graph could not see that
         )
         given = {} if position_ids is None else {"position_ids": position_ids}  # flash attention finds packed documents
         if position_ids is None:
-            position_ids = self._default_positions(inputs_embeds, attention_mask, past_key_values)
+            position_ids = self._default_positions(inputs_embeds, attention_mask, cache)
         hidden_states = inputs_embeds + self.embed_positions(position_ids)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, causal_mask, past_key_values=past_key_values, **given, **kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
-        )
+            hidden_states = layer(hidden_states, causal_mask, cache=cache, **given, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layer_norm(hidden_states), cache=cache)
 
     def _default_positions(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
     ) -> torch.LongTensor:
         length = inputs_embeds.shape[1]
         if attention_mask is not None and attention_mask.ndim == 2:
@@ -290,7 +290,7 @@ class CM3LeonModel(CM3LeonPreTrainedModel):
                 f"expected at most {self.config.max_position_embeddings} tokens, one for each position, got {length}; "
                 "cut the sequence"
             )
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         return (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
 
 
@@ -322,13 +322,14 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
         self.lm_head = HeadProjection(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -358,7 +359,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -376,7 +377,7 @@ class CM3LeonForCausalLM(CM3LeonPreTrainedModel, CM3LeonGenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -63,9 +63,9 @@ def _score(begun, said: list[list[int]], model, pad: int) -> list[float]:
     longest = max(map(len, said))
     tokens = torch.tensor([one + [pad] * (longest - len(one)) for one in said], device=model.device)
     logits = begun.logits[:, -1:].expand(len(said), -1, -1)
-    cache = copy.deepcopy(begun.past_key_values)
+    cache = copy.deepcopy(begun.cache)
     cache.batch_repeat_interleave(len(said))
-    behind = model(tokens, past_key_values=cache, use_cache=True).logits[:, :-1]
+    behind = model(tokens, cache=cache, use_cache=True).logits[:, :-1]
     paid = torch.cat([logits, behind], dim=1).float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     lengths = torch.tensor([len(one) for one in said], device=model.device)
     kept = torch.arange(longest, device=model.device) < lengths[:, None]
