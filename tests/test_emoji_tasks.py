@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import draw
 from datasets import load_dataset
-from emoji_instructions import SIDES
+from emoji_instructions import SIDES, Split
 from PIL import Image
 from small_banks import SeededEncoder
 from small_emoji import (
@@ -215,6 +215,17 @@ def test_a_bank_of_other_pictures_is_refused(config):
         emoji_retrieved.retrieve_for(pictures["heldout_pairs"], images["heldout_pairs"], strangers, emoji_augmenter())
     with pytest.raises(ValueError, match="training rows in retrieved"):
         replace(config, retrieved={"singing": 0.5})
+
+
+def test_a_share_of_the_pictures_is_read_moved(config):
+    one = next(picture for picture in corpus_of.load_corpus(config.codes, config.corpus)[0]["train"] if picture.moved)
+    for share, least, most in ((0.0, 0, 0), (0.3, 30, 90), (1.0, 200, 200)):
+        rng = np.random.default_rng(0)
+        split = Split([], [], None, {}, {}, replace(config, moved=share), 96, rng)
+        read = [split.seen(one) for _ in range(200)]
+        assert least <= read.count(one.moved[0]) <= most
+        assert read.count(one.codes) == 200 - read.count(one.moved[0])
+        assert split.seen(replace(one, moved=[])) == one.codes
 
 
 def test_words_of_held_out_rows_are_not_written_in_training(config):

@@ -65,8 +65,10 @@ class Split:
         return spread(self.pictures, pair, count, self.rng)
 
     def seen(self, one: Picture) -> list[int]:
-        """Codes of a picture that is read, or kept as it is: its own, or a moved copy's."""
-        return [one.codes, *one.moved][self.rng.integers(1 + len(one.moved))]
+        """Codes of a picture that is read, or kept as it is: its own or, so often as `moved` says, a moved copy's."""
+        if one.moved and self.rng.random() < self.config.moved:
+            return one.moved[self.rng.integers(len(one.moved))]
+        return one.codes
 
 
 def pair(one: Picture) -> tuple[str, str]:

@@ -86,6 +86,7 @@ class EmojiTasksConfig:
     context: str = field(metadata={"help": "Of questions with options."})
     no_skin_tone: str = field(metadata={"help": "How edits call emoji without one."})
     pairs: dict = field(default_factory=dict, metadata={"help": "Canvases of two emoji, by split (in the YAML)."})
+    moved: float = field(default=0.2, metadata={"help": "Share of pictures that are read moved, if they have copies."})
     retrieved: dict = field(default_factory=dict, metadata={"help": "Share of rows with documents (in the YAML)."})
     misled: float = field(default=0.0, metadata={"help": "Share of training documents that show another concept."})
     bank: str = field(default="", metadata={"help": "Folder of the memory bank; the shipped one by default."})
