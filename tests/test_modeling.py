@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,6 +115,16 @@ def test_eager_attention_equals_sdpa(model, ids):
     output = eager(ids, output_attentions=True, output_hidden_states=True)
     assert len(output.attentions) == 2 and len(output.hidden_states) == 3
     torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 12))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
+def test_a_cache_is_taken_by_its_old_name_too(model, ids):
+    for forward in (model, model.model):
+        begun = forward(ids[:, :-1], use_cache=True)
+        old = forward(ids[:, -1:], past_key_values=copy.deepcopy(begun.cache))[0]
+        torch.testing.assert_close(old, forward(ids[:, -1:], cache=begun.cache)[0])
+        assert not torch.allclose(old, forward(ids[:, -1:])[0])
 
 
 @torch.no_grad()

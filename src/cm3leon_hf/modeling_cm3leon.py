@@ -98,7 +98,7 @@ class CM3LeonAttention(nn.Module):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)  # -1: a shard may hold some of the heads
         query, key, value = (states.view(shape).transpose(1, 2) for states in self.project(hidden_states))
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
         length = key.shape[2]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
