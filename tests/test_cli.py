@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cm3leon_hf import CM3LeonForCausalLM
 from cm3leon_hf.cli import app
 from cm3leon_hf.cli_loading import load, load_augmenter, load_clip
-from cm3leon_hf.evaluation.reranking import scores_of
+from cm3leon_hf.evaluation.reranking import EditScorer, best_texts_of
 
 
 def test_it_draws_the_same_pictures_for_the_same_seed(folder, tmp_path):
@@ -91,6 +91,21 @@ def test_it_describes_behind_instructions_and_documents(folder, tmp_path, small_
     assert alone < instructed < alone + GRID_SIZE**2 < behind
 
 
+def test_it_keeps_the_best_description(folder, tmp_path, small_clip):
+    picture = draw("red", "circle")
+    picture.save(tmp_path / "red.png")
+    arguments = ["describe", str(tmp_path / "red.png"), "--model", folder, "--max-new-tokens", "8"]
+    arguments += ["--candidates", "4", "--clip-model", small_clip]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    model, processor = load(folder, 3)
+    inputs, clip = processor.for_image_to_text(picture), load_clip(small_clip, None)
+    (best,) = best_texts_of(inputs, [picture], model, processor, clip, 4, max_new_tokens=8)
+    assert best and result.output.strip() == best
+    refused = CliRunner().invoke(app, [*arguments, "--sample"])
+    assert refused.exit_code == 1 and "--sample or --candidates" in refused.output
+
+
 def test_it_keeps_the_best_edits(folder, tmp_path, small_clip):
     picture, clip = draw("red", "circle"), load_clip(small_clip, None)
     picture.save(tmp_path / "red.png")
@@ -103,7 +118,7 @@ def test_it_keeps_the_best_edits(folder, tmp_path, small_clip):
         return [Image.open(path).convert("RGB") for path in sorted(out.glob("[0-9]*.png"))]
 
     every, kept = drawn("--num-images", "5"), drawn("--candidates", "5", "--num-images", "2")
-    order = np.argsort(scores_of(every, "blue", clip, picture))[::-1]
+    order = np.argsort(EditScorer(picture, clip, clip)(every, ["blue"] * 5))[::-1]
     best = [every[at] for at in order[:2]]
     assert [one.tobytes() for one in kept] == [one.tobytes() for one in best]
 

@@ -22,8 +22,9 @@ from cm3leon_hf.data.tasks import load_tasks
 from cm3leon_hf.data.words import FONTS, write_word
 from cm3leon_hf.evaluation.boxes import drawn_box_iou
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
-from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, instruction_prompt
+from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, best_texts, instruction_prompt
 from cm3leon_hf.evaluation.options import asking
+from cm3leon_hf.evaluation.reranking import EditScorer
 from cm3leon_hf.evaluation.words import nearest_words
 from cm3leon_hf.processing_prompts import CONTROLS
 from cm3leon_hf.training.adapters import TARGETS, save_adapters
@@ -131,24 +132,56 @@ def test_answers_are_what_generate_continues_with(processor):
 
 def test_of_several_edits_the_best_are_kept(processor, small_clip):
     model, scorer = small_model(max_position_embeddings=256), CLIPScorer(small_clip, None, device="cpu")
+
+    def ranker(pictures, texts):  # another one, that looks for red, and takes a text for its length
+        return [np.asarray(one)[..., 0].mean() / 255 * len(text) for one, text in zip(pictures, texts)]
+
     given = [torch.randint(IMAGE_SIZE, (GRID_SIZE**2,)).tolist() for _ in range(3)]
     texts = [["Edit", None, f"make it {colour}", None] for colour in ("blue", "red", "green")]
     rows = [{"texts": text, "codes": [None, one, None, one], "answer": 3} for text, one in zip(texts, given)]
     drawing = {"do_sample": True, "guidance_scale": 1.0}
     torch.manual_seed(0)
-    best = best_edits(rows, model, processor, scorer, 4, drawing)
+    best = best_edits(rows, model, processor, ranker, scorer, 4, drawing)
     torch.manual_seed(0)
     for row, kept in zip(rows, best):  # three rows and four candidates: one row at a time
         drawn = answer_instructions([row], model, processor, drawing | {"num_return_sequences": 4})
         origin, *pictures = processor.decode_images(torch.tensor([row["codes"][1], *drawn]))
-        vectors, (asked,) = scorer.embed_images(pictures).numpy(), scorer.embed_texts([row["texts"][2]]).numpy()
+        vectors, asked = scorer.embed_images(pictures).numpy(), np.array(ranker(pictures, [row["texts"][2]] * 4))
         mean = vectors.mean(0) / np.linalg.norm(vectors.mean(0))
-        scores = vectors @ (asked + scorer.embed_images([origin]).numpy()[0] + mean)
+        scores = EditScorer.weight * asked + vectors @ (scorer.embed_images([origin]).numpy()[0] + mean)
         assert len({round(score, 5) for score in scores}) > 1 and kept == drawn[scores.argmax()]
     say = {"texts": ["Describe.", " a circle", None], "codes": [None, None, given[0]], "answer": 1}
     for row in (say, {"texts": ["red", None], "codes": [None, given[0]], "answer": 1}):
         with pytest.raises(ValueError, match="expected edits"):
-            best_edits([row], model, processor, scorer, 4)
+            best_edits([row], model, processor, ranker, scorer, 4)
+
+
+def test_of_several_texts_the_one_that_model_and_clip_agree_on_is_kept(processor, small_clip):
+    """CLIP sees the picture itself if a row has it, what its codes show otherwise."""
+    model, scorer = small_model(max_position_embeddings=256), CLIPScorer(small_clip, None, device="cpu")
+    shown = [torch.randint(IMAGE_SIZE, (GRID_SIZE**2,)).tolist() for _ in range(3)]
+    rows = [{"texts": ["Describe.", " a circle", None], "codes": [None, None, one], "answer": 1} for one in shown]
+    rows[0]["picture"] = draw("red", "circle")
+    writing, beams = {"max_new_tokens": 6}, {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0}
+    best = best_texts(rows, model, processor, scorer, 4, writing)
+    written = answer_instructions(rows, model, processor, writing | beams)
+    pictures = [rows[0]["picture"], *processor.decode_images(torch.tensor(shown))[1:]]
+    ranked, firsts = [], [written[at] for at in (0, 4, 8)]
+    for at, (row, picture) in enumerate(zip(rows, pictures)):
+        texts = written[4 * at : 4 * at + 4]
+        prompt = instruction_prompt(row["texts"], 1)
+        inputs = processor(text=[prompt], image_codes=torch.tensor([shown[at]]))
+        flags = {"return_dict_in_generate": True, "output_scores": True, "do_sample": False}
+        found = model.generate(**inputs, generation_mode="text", **writing, **beams, **flags)
+        likelihood = model.compute_transition_scores(
+            found.sequences, found.scores, found.beam_indices, normalize_logits=False
+        ).sum(dim=1)
+        logits = 0.3 / 0.07 * scorer.embed_texts(texts) @ scorer.embed_images([picture])[0]  # as CLIP's scale begins
+        ranked.append(texts[(likelihood + logits).argmax()])
+    assert best == ranked and best != firsts
+    for row in ({"texts": ["Edit", None], "codes": [None, shown[0]], "answer": 1}, {"texts": ["a"], "answer": 0}):
+        with pytest.raises(ValueError, match="text about an image"):
+            best_texts([row | {"codes": row.get("codes", [None])}], model, processor, scorer, 4)
 
 
 def test_boxes_that_nothing_fills_have_no_overlap():
@@ -293,7 +326,8 @@ def values(built, config, processor, small_clip, tmp_path_factory) -> dict:
     generate = {"draw": {"guidance_scale": 1.0, "do_sample": True}, "write": {"max_new_tokens": 4}}
     generate |= {"no_edit": {"guidance_scale": 1.0, "do_sample": False}}
     found = {"model": f"{folder}/model", "dataset": config.out, "corpus": config.corpus, "judge": f"{folder}/judge"}
-    found |= {"candidates": {"edit": 2}, "clip": small_clip}
+    generate |= {"captioning": {"max_new_tokens": 4, "num_beams": 3}}
+    found |= {"candidates": {"edit": 2, "captioning": 3}, "clip": small_clip, "ranker": small_clip}
     return found | {"judge_training": training, "generate": generate, "batch_size": 4, "resamples": 5}
 
 
@@ -314,7 +348,7 @@ def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(judged, values, 
     assert found["oracle"]["long_caption_cider"]["value"] == pytest.approx(10)
     for row in ("real", "oracle"):
         assert {"judge_style", "judge_concept"} <= set(found[row])
-    for name in ("answer_instructions", "best_edits"):
+    for name in ("answer_instructions", "best_edits", "best_texts"):
         monkeypatch.setattr(judged, name, print)  # which would answer nothing: everything is there
     monkeypatch.setattr(emoji_judge, "train_judge", print)  # so is the judge
     assert run_recipe(judged, capsys, values) == found

@@ -10,7 +10,8 @@ from conftest import COLOURS, SHAPES, draw
 from cm3leon_hf.evaluation.agreement import edge_f1, mask_iou
 from cm3leon_hf.evaluation.judge import UNKNOWN, Judge, JudgeConfig, Views, ink, to_pixels, train_judge
 
-CONFIG = JudgeConfig(size=32, views=1200, batch_size=24, colourless=["shape"])
+CONFIG = JudgeConfig(size=32, views=1200, batch_size=24, lasting=["shape"])
+MOVED = replace(CONFIG, recolouring=0.0, lasting=["shape", "colour"])  # whose changed views show colours too
 PICTURES = [draw(colour, shape, 32) for colour in COLOURS for shape in SHAPES]
 SHOWN = {
     "shape": [*SHAPES] * len(COLOURS),
@@ -21,7 +22,7 @@ SHOWN = {
 
 @pytest.fixture(scope="module")
 def judge():
-    return train_judge(PICTURES, SHOWN, CONFIG)
+    return train_judge(PICTURES, SHOWN, MOVED)
 
 
 def moved(picture, pixels: int):
@@ -37,7 +38,7 @@ def test_a_judge_reads_pictures_that_it_never_saw(judge):
 def test_a_saved_judge_reads_the_same(judge, tmp_path):
     judge.save(tmp_path / "judge.safetensors")
     again = Judge.load(tmp_path / "judge.safetensors")
-    assert again.settings == CONFIG and again.read(PICTURES)[0] == judge.read(PICTURES)[0]
+    assert again.settings == MOVED and again.read(PICTURES)[0] == judge.read(PICTURES)[0]
     np.testing.assert_allclose(again.read(PICTURES)[1], judge.read(PICTURES)[1], atol=1e-6)
     whole = (tmp_path / "judge.safetensors").read_bytes()
     (tmp_path / "judge.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -52,17 +53,26 @@ def views(config: JudgeConfig) -> dict[str, torch.Tensor]:
 
 
 def test_views_that_change_nothing_are_the_pictures():
-    found = views(replace(CONFIG, scale=0, shift=0, turn=0, recoloured=0))
+    found = views(replace(CONFIG, changed=0))
     torch.testing.assert_close(found["pixels"], to_pixels(ink(PICTURES, 32)), atol=1e-5, rtol=0)
     assert found["labels"].flatten().tolist() == [*range(2 * len(PICTURES))]
 
 
 def test_recoloured_views_keep_shapes_and_teach_no_colours():
-    found = views(replace(CONFIG, scale=0, shift=0, turn=0, recoloured=1))
+    found = views(replace(CONFIG, scale=0, shift=0, turn=0, changed=1))
     plain = to_pixels(ink(PICTURES, 32))
     white = plain.amax(dim=1) == 0
     assert (found["pixels"].amax(dim=1)[white] == 0).all() and not torch.equal(found["pixels"], plain)
     assert (found["labels"][:, 1] == UNKNOWN).all() and (found["labels"][:, 0] != UNKNOWN).all()
+
+
+def test_views_that_teach_all_kinds_are_the_pictures_themselves():
+    """What tells two kinds apart may be a margin, which a moved view hides."""
+    found, plain = views(CONFIG), to_pixels(ink(PICTURES, 32))
+    taught = found["labels"][:, 1] != UNKNOWN
+    assert 0 < taught.sum() < len(PICTURES)
+    torch.testing.assert_close(found["pixels"][taught], plain[taught], rtol=0, atol=0)
+    assert (found["pixels"][~taught] != plain[~taught]).flatten(1).any(dim=1).all()
 
 
 def test_errors_of_judges_name_the_remedy():

@@ -79,6 +79,7 @@ def clip(home) -> str:
     (home / "clip_config").mkdir()
     (home / "clip_config" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
     drawn, joined = str(home / "drawn"), {"alike": "skin_tone", "near": "concept", "jitter": 0.1}
+    joined |= {"classify": ["concept"]}
     arguments = recipe.CLIPArguments(drawn, str(home / "tokenizer"), str(home / "clip_config"), more=[drawn], **joined)
     recipe.main(arguments, training(home / "clip", max_steps=12, learning_rate=5e-3))
     return f"local-dir:{home / 'clip'}"
@@ -114,6 +115,22 @@ def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
     assert tokens.shape == (2, 12) and (tokens == 1).sum(1).tolist() == [1, 1]  # each text ends with one <eos>
 
 
+def test_some_pictures_are_seen_as_the_vqgan_decodes_their_codes(home, clip, folder, processor):
+    recipe = load_recipe("retrieval/train_clip.py")
+    plain = {"dataset": str(home / "drawn"), "tokenizer": str(home / "tokenizer"), "init_from": str(home / "clip")}
+    args = recipe.CLIPArguments(**plain, codes=str(home / "codes"), decoded=5, model=folder)
+    features = datasets.load_dataset(args.dataset, split="train").features
+    rows = recipe.decoded_rows(args, features, np.random.default_rng(0))
+    assert rows.features == features and len(set(rows["name"][:])) == 5
+    codes = datasets.load_dataset(args.codes, split="train")
+    codes = dict(zip(codes["name"][:], codes["codes"][:]))
+    wanted = processor.decode_images(torch.tensor([codes[name] for name in rows["name"][:]]))
+    assert [one.tobytes() for one in rows["image"][:]] == [one.tobytes() for one in wanted]
+    recipe.main(args, training(home / "decoded", max_steps=1))
+    state = json.loads((home / "decoded" / "checkpoint-1" / "trainer_state.json").read_text("utf-8"))
+    assert state["epoch"] == pytest.approx(1 / math.ceil((len(codes) + 5) / 8))
+
+
 def test_a_second_stage_begins_with_the_firsts_weights(home, clip):
     recipe, first = load_recipe("retrieval/train_clip.py"), clip.removeprefix("local-dir:")
     arguments = recipe.CLIPArguments(str(home / "drawn"), str(home / "tokenizer"), init_from=first)
@@ -138,6 +155,29 @@ def test_the_contrastive_loss_is_clips(home):
     image, text = outputs["image_features"], outputs["text_features"]
     logits, own = 100 * image @ text.T, torch.arange(3)
     torch.testing.assert_close(outputs["loss"], (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2)
+
+
+def test_classes_of_pictures_are_taught_beside_the_texts(home):
+    objective = CLIPObjective(load_recipe("retrieval/train_clip.py").open_clip.CLIP(**CLIP), [2, 3])
+    tokens, pixels = (
+        clip_tokenizer(str(home / "tokenizer"), 12)(["a red circle", "blue square"]),
+        torch.rand(2, 3, 32, 32),
+    )
+    kinds = torch.tensor([[0, 2], [1, -100]])
+    outputs = objective.eval()(pixels, tokens, kinds)
+    vectors, scale = outputs["image_features"], objective.clip.logit_scale.exp()
+    loss = CLIPObjective(objective.clip)(pixels, tokens)["loss"]
+    first, second = (scale * head(vectors) for head in objective.heads)
+    loss = loss + F.cross_entropy(first, kinds[:, 0]) + F.cross_entropy(second[:1], kinds[:1, 1])
+    torch.testing.assert_close(outputs["loss"], loss)
+
+
+def test_rows_know_the_classes_of_the_columns_that_are_told_apart():
+    recipe = load_recipe("retrieval/train_clip.py")
+    rows = {"captions": [["a"], ["b"]], "style": ["noto", "flat"], "image": [draw("red", "circle")] * 2}
+    given = [recipe.CLIPArguments("", "", "new"), lambda image: torch.zeros(1), lambda texts: texts, None]
+    assert recipe.prepare(rows, *given, {"style": ["flat", "noto"]})["kinds"].tolist() == [[1], [0]]
+    assert "kinds" not in recipe.prepare(rows, *given)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from cm3leon_hf import default_bank, default_clip, default_model
+from cm3leon_hf import default_bank, default_clip, default_model, default_ranker
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
 from cm3leon_hf.retrieval.augmenter import RetrievalAugmenter
 from cm3leon_hf.retrieval.documents import document_picture
@@ -58,3 +58,20 @@ def test_documents_fit_the_shipped_model_and_clip_knows_their_pictures(bank, sco
     assert similarity.argmax(1).tolist() == [0, 1, 2]
     inputs = processor.for_text_to_image("pizza, noto style", [documents[:2]], max_length=512)
     assert int(processor.vocabulary.is_image(inputs["input_ids"]).sum()) == 2 * processor.vocabulary.image_length
+
+
+def test_the_ranker_tells_the_styles_that_retrieval_takes_no_notice_of(bank, scorer):
+    processor, styles = AutoProcessor.from_pretrained(default_model()), ("fluent 3d", "fluent flat", "noto", "twemoji")
+    documents = [bank.fetch([at])[0] for at in range(0, len(bank), len(bank) // 40)]
+    pictures = [document_picture(document, processor) for document in documents]
+    texts = [document["text"].removesuffix(" style").rpartition(", ") for document in documents]
+
+    def told(clip: CLIPScorer) -> float:
+        """Share of the pictures whose style is the one of four that fits best."""
+        found = [
+            clip([picture] * len(styles), [f"{subject}, {style} style" for style in styles])
+            for picture, (subject, *_) in zip(pictures, texts)
+        ]
+        return sum(styles[one.index(max(one))] == style for one, (*_, style) in zip(found, texts)) / len(texts)
+
+    assert told(CLIPScorer(default_ranker(), None, device="cpu")) > 0.8 > 0.5 > told(scorer)

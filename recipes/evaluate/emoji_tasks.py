@@ -6,7 +6,8 @@ Edits are judged by a network that `emoji_judge.py` trains: whether the picture 
 colour that was asked for, and still shows the same thing, whatever its gender and colour. Boxes are those of what is
 drawn, and control pictures are made of it again. Words are right if no other word of the tasks is more like what was
 drawn; captions must name concept and style exactly. Of several candidates for an edit CLIP keeps the best, by its
-likeness to the instruction, to the given picture and to all candidates. The row `oracle` has the right answers in place
+likeness to the instruction, to the given picture and to all candidates; of several captions of the artist's picture it
+keeps the one that it and the model agree on. The row `oracle` has the right answers in place
 of the model's, as far as codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never
 saw: the artists' own ones in the row `real`, the same coded and decoded in `oracle`.
 
@@ -27,9 +28,9 @@ from emoji_sheet import draw_sheet
 from transformers import AutoModelForCausalLM, AutoProcessor
 from trl import TrlParser
 
-from cm3leon_hf import default_clip, default_model, default_tuned_model
+from cm3leon_hf import default_clip, default_model, default_ranker, default_tuned_model
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
-from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, is_drawn
+from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, best_texts, is_drawn
 from cm3leon_hf.evaluation.intervals import measure_mean
 from cm3leon_hf.evaluation.processes import start_processes
 from cm3leon_hf.evaluation.results import entry, markdown_table, write_results
@@ -54,9 +55,13 @@ class EmojiTasksArguments:
     judge_training: dict = field(default_factory=dict, metadata={"help": "`decoded` and `training` (in the YAML)."})
     generate: dict = field(default_factory=dict, metadata={"help": "Arguments of `generate` by task (in the YAML)."})
     candidates: dict = field(
-        default_factory=dict, metadata={"help": "Drawn for each edit, of which CLIP keeps one, by task (in the YAML)."}
+        default_factory=dict,
+        metadata={"help": "Edits or captions for each row, of which CLIP keeps one, by task (in the YAML)."},
     )
-    clip: str = field(default="", metadata={"help": "CLIP of open_clip that picks them; the shipped one by default."})
+    ranker: str = field(default="", metadata={"help": "CLIP of open_clip that picks them; the shipped one by default."})
+    clip: str = field(
+        default="", metadata={"help": "CLIP that compares edits with what they begin with; the shipped one by default."}
+    )
     tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks to evaluate; all by default."})
     retrieved: bool = field(default=True, metadata={"help": "Whether rows stand behind what they retrieved."})
     count: int = field(default=0, metadata={"help": "First rows of each task; all by default."})
@@ -99,8 +104,9 @@ def plan(rows: list[dict], arguments: dict, candidates: int) -> dict:
 
 
 def real_pictures(args: EmojiTasksArguments, rows: dict[str, list[dict]]) -> dict:
-    """The artists' pictures by source, as far as control pictures were made of them."""
-    wanted = {row["source"] for task in CONTROLS for row in rows.get(task, ())}
+    """The artists' pictures by source, as far as they are compared with control pictures or with texts."""
+    compared = [task for task, part in rows.items() if args.candidates.get(task, 1) > 1 and not is_drawn(part[0])]
+    wanted = {row["source"] for task in (*CONTROLS, *compared) for row in rows.get(task, ())}
     pictures = load_dataset(args.corpus, split=args.split) if wanted else ()
     return {row["source"]: read_image(row["image"]) for row in pictures if row["source"] in wanted}
 
@@ -147,16 +153,19 @@ def main(args: EmojiTasksArguments) -> None:
     run.start(facts, {task: plan(part, asked[task], args.candidates.get(task, 1)) for task, part in rows.items()})
     processor = AutoProcessor.from_pretrained(args.model, device=state.device)
     model.to(state.device)
-    scorer = CLIPScorer(args.clip or default_clip(), None) if args.candidates else None
+    ranker = CLIPScorer(args.ranker or default_ranker(), None) if args.candidates else None
+    clip = CLIPScorer(args.clip or default_clip(), None) if args.candidates else None
+    real = real_pictures(args, rows)
     for task, part in rows.items():
         make = partial(answer_instructions, model=model, processor=processor, arguments=asked[task])
         if (count := args.candidates.get(task, 1)) > 1:
-            make = partial(best_edits, scorer=scorer, candidates=count, **make.keywords)
-        run.answer(task, part, make)
+            best = partial(best_edits, clip=clip) if is_drawn(part[0]) else best_texts
+            make = partial(best, ranker=ranker, candidates=count, **make.keywords)
+        run.answer(task, [row | {"picture": real.get(row["source"])} for row in part], make)
     judge, held_out = judge_of(args, processor)  # by all processes, which train it together
     state.wait_for_everyone()
     if state.is_main_process:
-        means = Means(judge, processor, real_pictures(args, rows), written_words(args))
+        means = Means(judge, processor, real, written_words(args))
         measured = {MODEL: {}, **accuracies(judge, held_out, processor)}
         answers = {task: run.answered(task, len(part)) for task, part in rows.items()}
         draw_sheet(rows, answers, processor).save(Path(args.out) / "sheet.png")

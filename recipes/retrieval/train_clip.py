@@ -2,6 +2,7 @@
 
     python recipes/retrieval/train_clip.py --config recipes/retrieval/clip_emoji.yaml
     python recipes/retrieval/train_clip.py --config recipes/retrieval/clip_emoji_more.yaml
+    python recipes/retrieval/train_clip.py --config recipes/retrieval/ranker_emoji.yaml
 
 Every value of the YAML is a flag as well. A run that was stopped goes on from its last checkpoint. The folder it
 writes is what `CLIPEncoder("local-dir:FOLDER")` and open_clip load.
@@ -14,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from datasets import concatenate_datasets, load_dataset
+from datasets import Dataset, Features, concatenate_datasets, load_dataset
 from open_clip.push_to_hf_hub import save_for_hf
-from transformers import Trainer, TrainingArguments
+from transformers import AutoProcessor, Trainer, TrainingArguments
 from trl import TrlParser
 
+from cm3leon_hf import default_model
 from cm3leon_hf.data.pretraining import balanced_rows
 from cm3leon_hf.images import read_image
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
@@ -32,6 +34,9 @@ class CLIPArguments:
     model_config: str = field(default="", metadata={"help": "Folder with an open_clip_config.json, of a new CLIP."})
     init_from: str = field(default="", metadata={"help": "Folder of a CLIP that this script wrote, to start from."})
     more: list[str] = field(default_factory=list, metadata={"help": "Data sets that the training split is joined by."})
+    codes: str = field(default="", metadata={"help": "Data set with codes of pictures that are seen decoded as well."})
+    decoded: int = field(default=4000, metadata={"help": "How many of `codes`."})
+    model: str = field(default="", metadata={"help": "Model folder whose VQGAN decodes; the shipped one by default."})
     balance: list[str] = field(default_factory=list, metadata={"help": "Columns; their groups are seen equally often."})
     passes: int = field(default=1, metadata={"help": "How often an epoch sees each group of `balance`."})
     name: str = field(default="", metadata={"help": "Column that may be the text in place of a caption."})
@@ -42,6 +47,9 @@ class CLIPArguments:
     near_share: float = field(default=0.5, metadata={"help": "Share of these batches that are sorted so."})
     crop: float = field(default=0.9, metadata={"help": "Smallest share of a picture that a training crop keeps."})
     jitter: float = field(default=0.0, metadata={"help": "How much every second picture's colours change, in [0, 1]."})
+    classify: list[str] = field(
+        default_factory=list, metadata={"help": "Columns whose values vectors of pictures are taught to tell apart."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure recall on."})
 
@@ -50,14 +58,42 @@ class CLIPArguments:
             raise ValueError("expected either model_config or init_from, got both or neither; say where to begin")
 
 
-def prepare(rows: dict, args: CLIPArguments, transform, tokenizer, rng: np.random.Generator | None) -> dict:
-    """Pictures and one of their texts, the first caption without `rng`, as tensors."""
+def prepare(
+    rows: dict,
+    args: CLIPArguments,
+    transform,
+    tokenizer,
+    rng: np.random.Generator | None,
+    classes: dict[str, list[str]] | None = None,
+) -> dict:
+    """Pictures, one of their texts, the first caption without `rng`, and numbers of their classes, as tensors."""
     captions = [texts[rng.integers(len(texts)) if rng else 0] for texts in rows["captions"]]
     if rng and args.name:
         named = rng.random(len(captions)) < args.name_share
         captions = [name if use else caption for use, name, caption in zip(named, rows[args.name], captions)]
     pixels = [transform(read_image(image)) for image in rows["image"]]
-    return {"pixel_values": torch.stack(pixels), "input_ids": tokenizer(captions)}
+    found = {"pixel_values": torch.stack(pixels), "input_ids": tokenizer(captions)}
+    if classes:
+        numbers = [[names.index(name) for name in rows[column]] for column, names in classes.items()]
+        found["kinds"] = torch.tensor(numbers).T
+    return found
+
+
+def decoded_rows(args: CLIPArguments, features: Features, rng: np.random.Generator) -> Dataset:
+    """Random rows of `codes`, with the pictures that the VQGAN makes of them: what a model's own ones look like."""
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    processor = AutoProcessor.from_pretrained(args.model or default_model(), device=device)
+    rows = load_dataset(args.codes, split=args.train_split)
+    rows = rows.select(np.sort(rng.permutation(len(rows))[: args.decoded]))
+    images = rows.map(
+        lambda batch: {"image": processor.decode_images(torch.tensor(batch["codes"]))},
+        batched=True,
+        batch_size=64,
+        remove_columns=[name for name in rows.column_names if name not in features],
+        features=features,
+        desc="decoding",
+    )
+    return images.select_columns(list(features))
 
 
 def main(args: CLIPArguments, training: TrainingArguments) -> None:
@@ -73,8 +109,10 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
     train, held_out = splits[args.train_split], splits[args.eval_split]
+    rng, features = np.random.default_rng(training.seed), train.features
     train = concatenate_datasets([train, *(load_dataset(more, split=args.train_split) for more in args.more)])
-    rng = np.random.default_rng(training.seed)
+    if args.codes:
+        train = concatenate_datasets([train, decoded_rows(args, features, rng)])
     if args.balance:
         train = train.select(balanced_rows(zip(*(train[column] for column in args.balance)), args.passes))
     if args.alike:
@@ -82,11 +120,12 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
         near = train[args.near][:] if args.near else None
         order = alike_batches(train[args.alike][:], size, args.alike_share, rng, passes, near, args.near_share)
         train = train.select(order)
+    classes = {column: sorted({*train[column], *held_out[column]}) for column in args.classify}
     trainer = Trainer(
-        model=CLIPObjective(clip),
+        model=CLIPObjective(clip, [len(names) for names in classes.values()]),
         args=training,
-        train_dataset=train.with_transform(lambda rows: prepare(rows, args, augmented, tokenizer, rng)),
-        eval_dataset=held_out.with_transform(lambda rows: prepare(rows, args, plain, tokenizer, None)),
+        train_dataset=train.with_transform(lambda rows: prepare(rows, args, augmented, tokenizer, rng, classes)),
+        eval_dataset=held_out.with_transform(lambda rows: prepare(rows, args, plain, tokenizer, None, classes)),
         compute_metrics=recall_at_1,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))

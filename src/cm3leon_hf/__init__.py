@@ -23,6 +23,7 @@ _HOMES = {
     "default_bank": "shipped",
     "default_clip": "shipped",
     "default_model": "shipped",
+    "default_ranker": "shipped",
     "default_tuned_model": "shipped",
     "optimize_for_cpu": "cpu_inference",
 }

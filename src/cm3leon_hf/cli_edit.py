@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from .cli_generate import check_candidates, label, save
-from .cli_loading import Bank, ClipModel, ClipWeights, Seed, Temperature, TopP, load, load_augmenter, load_clip
+from .cli_loading import (
+    Bank,
+    ClipModel,
+    ClipWeights,
+    Seed,
+    Temperature,
+    TopP,
+    load,
+    load_augmenter,
+    load_clip,
+    load_ranker,
+)
 
 
 def edit(
@@ -52,7 +63,7 @@ def edit(
 
     `cm3leon edit waving.png "change the skin tone to dark" --out dark`
     """
-    from .evaluation.reranking import Candidate, rank
+    from .evaluation.reranking import Candidate, EditScorer, rank
     from .grid import draw_grid
     from .images import read_image
     from .progress import TokenProgress
@@ -81,7 +92,8 @@ def edit(
     )
     pool = [Candidate(one, {}) for one in processor.post_process_multimodal_output(ids, generation_mode="image")]
     if candidates is not None:
-        (pool,) = rank([pool], [instruction], clip, num_images, [given])
+        scorer = EditScorer(given, load_ranker(clip_model, clip_weights), clip)
+        (pool,) = rank([pool], [instruction], scorer, num_images)
     labels = ["given", *(label(instruction, at, one) for at, one in enumerate(pool))]
     edited = [candidate.image for candidate in pool]
     grid = draw_grid([given, *edited], labels, columns=1 + num_images)

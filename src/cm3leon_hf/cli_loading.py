@@ -15,7 +15,7 @@ Bank = Annotated[
 ClipModel = Annotated[
     str | None,
     typer.Option(
-        help="CLIP of open_clip that retrieves, and ranks candidates. The shipped one when left out.",
+        help="CLIP of open_clip that retrieves, and ranks candidates. The shipped ones when left out.",
         show_default=False,
     ),
 ]
@@ -36,6 +36,13 @@ def load_clip(model: str | None, weights: str | None):
         return CLIPScorer(model or default_clip(), weights)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"expected a CLIP to rank candidates and retrieve, got {error}") from error
+
+
+def load_ranker(model: str | None, weights: str | None):
+    """The CLIP that ranks captions and edits, by default the shipped one that tells styles."""
+    from .shipped import default_ranker
+
+    return load_clip(model or default_ranker(), weights)
 
 
 def load_augmenter(folder: str | None, encoder):

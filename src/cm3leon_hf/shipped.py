@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-MODEL, TUNED, CLIP, BANK = "cm3leon-emoji", "cm3leon-emoji-sft", "cm3leon-emoji-clip", "cm3leon-emoji-bank"
+MODEL, TUNED = "cm3leon-emoji", "cm3leon-emoji-sft"
+CLIP, BANK, RANKER = "cm3leon-emoji-clip", "cm3leon-emoji-bank", "cm3leon-emoji-ranker"
 
 
 def default_model() -> str:
@@ -33,6 +34,18 @@ def default_clip() -> str:
         FileNotFoundError: if it is not there.
     """
     return f"local-dir:{_folder(CLIP, 'open_clip_config.json')}"
+
+
+def default_ranker() -> str:
+    """
+    The shipped CLIP that tells styles and skin tones, for captions and edits of which the best is kept.
+
+    As open_clip names it, `local-dir:…`. [`default_clip`], which retrieves, takes no notice of styles.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    return f"local-dir:{_folder(RANKER, 'open_clip_config.json')}"
 
 
 def default_bank() -> str:

@@ -19,6 +19,9 @@ class CLIPScorer(CLIPEncoder):
         pretrained (`str`, *optional*): open_clip's name of the weights, or their file.
         device (`str` or `torch.device`, *optional*): The accelerator when there is one, by default.
 
+    Attributes:
+        scale (`float`): What similarities are multiplied by to be the logits that this CLIP was trained with.
+
     Raises:
         RuntimeError: by open_clip, if it does not know the model or cannot load its weights.
     """
@@ -26,6 +29,7 @@ class CLIPScorer(CLIPEncoder):
     def __init__(self, model: str = "ViT-B-32", pretrained: str | None = "openai", device=None):
         super().__init__(model, pretrained, device, torch.float32)
         self.arguments = (model, pretrained, device)
+        self.scale = self.model.logit_scale.exp().item()
 
     def __call__(self, images: list[Image.Image], texts: list[str]) -> list[float]:
         """
@@ -37,15 +41,6 @@ class CLIPScorer(CLIPEncoder):
         if len(images) != len(texts) or not images:
             raise ValueError(f"expected a text for each picture, got {len(texts)} texts for {len(images)} pictures")
         return (self.embed_images(images) * self.embed_texts(texts)).sum(-1).tolist()
-
-    def likeness(self, images: list[Image.Image], other: Image.Image) -> list[float]:
-        """The similarity of each picture to another one, in [-1, 1]."""
-        return (self.embed_images(images) @ self.embed_images([other])[0]).tolist()
-
-    def consensus(self, images: list[Image.Image]) -> list[float]:
-        """The similarity of each picture to the mean of all of them, in [-1, 1]."""
-        vectors = self.embed_images(images)
-        return (vectors @ torch.nn.functional.normalize(vectors.mean(0), dim=0)).tolist()
 
 
 def clip_score(similarities) -> np.ndarray:

@@ -6,8 +6,7 @@ import torch
 
 from ..vocabulary import BREAK, IMAGE, INFILL, MASK
 from .clip_score import CLIPScorer
-from .reranking import scores_of
-from .runs import GREEDY
+from .reranking import GREEDY, EditScorer, best_texts_of
 
 
 def instruction_prompt(texts: Sequence[str | None], answer: int) -> str:
@@ -61,12 +60,7 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
     drawn = {is_drawn(row) for row in rows}
     if len(drawn) != 1:
         raise ValueError(f"expected rows whose answers are all images or all texts, got {len(rows)} of both kinds")
-    prompts = [instruction_prompt(row["texts"], row["answer"]) for row in rows]
-    stops = [row["answer"] if is_drawn(row) else len(row["codes"]) for row in rows]
-    shown = [one for row, stop in zip(rows, stops) for one in row["codes"][:stop] if one is not None]
-    inputs = processor(text=prompts, image_codes=torch.tensor(shown) if shown else None).to(model.device)
-    if any(row.get("retrieved") for row in rows):
-        inputs = behind_documents(inputs, rows, model, processor, arguments or {}).to(model.device)
+    inputs = instruction_inputs(rows, model, processor, arguments or {})
     if drawn == {True}:
         ids = model.generate(**inputs, generation_mode="image", **arguments or {})
         vocabulary = processor.vocabulary
@@ -76,17 +70,34 @@ def answer_instructions(rows: Sequence[dict], model, processor, arguments: dict 
     return [text.strip() for text in processor.post_process_multimodal_output(new, generation_mode="text")]
 
 
+def instruction_inputs(rows: Sequence[dict], model, processor, arguments: dict):
+    """The rows' prompts, behind their documents, as `generate` takes them with these arguments."""
+    prompts = [instruction_prompt(row["texts"], row["answer"]) for row in rows]
+    stops = [row["answer"] if is_drawn(row) else len(row["codes"]) for row in rows]
+    shown = [one for row, stop in zip(rows, stops) for one in row["codes"][:stop] if one is not None]
+    inputs = processor(text=prompts, image_codes=torch.tensor(shown) if shown else None).to(model.device)
+    if any(row.get("retrieved") for row in rows):
+        inputs = behind_documents(inputs, rows, model, processor, arguments).to(model.device)
+    return inputs
+
+
 def best_edits(
-    rows: Sequence[dict], model, processor, scorer: CLIPScorer, candidates: int, arguments: dict | None = None
+    rows: Sequence[dict],
+    model,
+    processor,
+    ranker: CLIPScorer,
+    clip: CLIPScorer,
+    candidates: int,
+    arguments: dict | None = None,
 ) -> list[list[int]]:
     """
-    The codes `(image_length,)` of the best edit for each row, of so many candidates, by CLIP.
+    The codes `(image_length,)` of the best edit for each row, of so many candidates, by CLIP ([`EditScorer`]).
 
     Args:
         rows (`Sequence[dict]`): Whose last image is the answer, whose first one is to be edited, and whose last text
             is the instruction.
         model, processor, arguments: As in [`answer_instructions`].
-        scorer ([`CLIPScorer`]): Ranks the candidates.
+        ranker, clip ([`CLIPScorer`]): Rank the candidates.
         candidates (`int`): Drawn for each row.
 
     Raises:
@@ -103,9 +114,32 @@ def best_edits(
         own = drawn[index * candidates : (index + 1) * candidates]
         given, *pictures = processor.decode_images(torch.tensor([images_of(row)[0], *own]))
         instruction = [text for text in row["texts"] if text][-1].strip()
-        scores = scores_of(pictures, instruction, scorer, given)
+        scores = EditScorer(given, ranker, clip)(pictures, [instruction] * candidates)
         best.append(own[scores.index(max(scores))])
     return best
+
+
+def best_texts(
+    rows: Sequence[dict], model, processor, ranker: CLIPScorer, candidates: int, arguments: dict | None = None
+) -> list[str]:
+    """
+    The text for each row, of the likeliest ones, that fits its last image best; as [`best_texts_of`] ranks them.
+
+    Args:
+        rows (`Sequence[dict]`): As in [`answer_instructions`]; with `picture`, the last image in RGB before it was
+            coded, which may show more than its codes.
+        model, processor, arguments: As in [`answer_instructions`].
+        ranker ([`CLIPScorer`]): Ranks the candidates.
+        candidates (`int`): Beams for each row.
+
+    Raises:
+        ValueError: if a row's answer is an image, or there is none to compare its text with.
+    """
+    if any(is_drawn(row) or not images_of(row) for row in rows):
+        raise ValueError("expected rows whose answer is a text about an image, got other rows; write one text each")
+    inputs = instruction_inputs(rows, model, processor, arguments or {})
+    pictures = [row.get("picture") or processor.decode_images(torch.tensor(images_of(row)[-1:]))[0] for row in rows]
+    return best_texts_of(inputs, pictures, model, processor, ranker, candidates, **arguments or {})
 
 
 def images_of(row: dict) -> list[list[int]]:
@@ -122,4 +156,4 @@ def behind_documents(inputs, rows: Sequence[dict], model, processor, arguments: 
     return processor.with_retrieved(inputs, documents, model.config.max_position_embeddings - length)
 
 
-__all__ = ["answer_instructions", "best_edits", "instruction_prompt", "is_drawn"]
+__all__ = ["answer_instructions", "best_edits", "best_texts", "instruction_prompt", "is_drawn"]

@@ -34,12 +34,12 @@ class JudgeConfig:
         views (`int`): Pictures that training looks at, repeated ones counted.
         balance (`float`): In [0, 1]: how much less often pictures of common classes of the first kind are looked at;
             0 is as often as they come, 1 every class equally often.
-        scale, shift, turn (`float`): Views are scaled by up to `1 ± scale`, moved by up to this part of their side and
+        changed (`float`): Share of views that are moved, scaled, turned and recoloured at random. They teach only the
+            kinds of `lasting`; the others may show in margins and in shades.
+        scale, shift, turn (`float`): These are scaled by up to `1 ± scale`, moved by up to this part of their side and
             turned by up to so many radians.
-        recoloured (`float`): Share of views whose colours are changed at random. They teach only the kinds of
-            `colourless`.
-        recolouring (`float`): How much.
-        colourless (`list[str]`): Kinds that do not depend on colours.
+        recolouring (`float`): How much their colours change.
+        lasting (`list[str]`): Kinds that such views still show.
         smoothing (`float`): Of labels.
         dropout (`float`): Of features.
         batch_size, learning_rate, weight_decay, seed: Of the training.
@@ -49,12 +49,12 @@ class JudgeConfig:
     size: int = 64
     views: int = 200_000
     balance: float = 0.5
+    changed: float = 0.5
     scale: float = 0.15
     shift: float = 0.06
     turn: float = 0.08
-    recoloured: float = 0.5
     recolouring: float = 0.15
-    colourless: list[str] = field(default_factory=lambda: ["concept", "gender"])
+    lasting: list[str] = field(default_factory=lambda: ["concept", "gender"])
     smoothing: float = 0.1
     dropout: float = 0.1
     batch_size: int = 128
@@ -158,30 +158,33 @@ def to_pixels(found: torch.Tensor) -> torch.Tensor:
 @dataclass
 class Views:
     """
-    Makes batches of pictures, each moved, scaled, turned and perhaps recoloured, in front of white: a collator.
+    Makes batches of pictures, some moved, scaled, turned and recoloured, in front of white: a collator.
 
     Args:
         pixels (`torch.Tensor` of shape `(pictures, 3, size, size)`): As [`ink`] makes them.
         labels (`torch.LongTensor` of shape `(pictures, kinds)`): Numbers of classes.
-        colourless (`torch.BoolTensor` of shape `(kinds,)`): Which kinds recoloured views teach.
+        lasting (`torch.BoolTensor` of shape `(kinds,)`): Which kinds changed views teach.
         config ([`JudgeConfig`]): How much.
         generator (`torch.Generator`): Source of all draws.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
-    colourless: torch.Tensor
+    lasting: torch.Tensor
     config: JudgeConfig
     generator: torch.Generator
 
     def __call__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         found = to_pixels(self.pixels[indices])
-        grid = F.affine_grid(self._moves(len(indices)), found.shape, align_corners=False)
-        moved = F.grid_sample(found, grid, align_corners=False)  # zeros, which are white, around
-        changed = torch.rand(len(indices), generator=self.generator) < self.config.recoloured
-        moved[changed] = self._recolour(moved[changed])
-        unknown = changed[:, None] & ~self.colourless
-        return {"pixels": moved, "labels": self.labels[indices].masked_fill(unknown, UNKNOWN)}
+        changed = torch.rand(len(indices), generator=self.generator) < self.config.changed
+        if changed.any():
+            found[changed] = self._recolour(self._move(found[changed]))
+        unknown = changed[:, None] & ~self.lasting
+        return {"pixels": found, "labels": self.labels[indices].masked_fill(unknown, UNKNOWN)}
+
+    def _move(self, pixels: torch.Tensor) -> torch.Tensor:
+        grid = F.affine_grid(self._moves(len(pixels)), pixels.shape, align_corners=False)
+        return F.grid_sample(pixels, grid, align_corners=False)  # zeros, which are white, around
 
     def _moves(self, count: int) -> torch.Tensor:
         """Affine maps `(count, 2, 3)`."""
@@ -227,13 +230,13 @@ def train_judge(
     weights = balanced_weights(shown[next(iter(classes))], config.balance)
     order = torch.multinomial(weights, config.views, replacement=True, generator=generator).tolist()
     judge = Judge(config, classes).to(memory_format=torch.channels_last)
-    colourless = torch.tensor([kind in config.colourless for kind in classes])
+    lasting = torch.tensor([kind in config.lasting for kind in classes])
     with TemporaryDirectory() as folder:
         trainer = Trainer(
             model=judge,
             args=training_arguments(config, folder),
             train_dataset=order,
-            data_collator=Views(ink(pictures, config.size), labels, colourless, config, generator),
+            data_collator=Views(ink(pictures, config.size), labels, lasting, config, generator),
         )
         trainer.train()
     return judge.eval()

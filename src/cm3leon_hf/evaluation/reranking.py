@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 CFG = {"guidance_scale": 3.0, "top_p": 0.9}
 CD_K = {"contrastive_alpha": 0.1, "contrastive_k": 8}
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 STRATEGIES = {"cfg": (CFG,), "cd-k": (CD_K,), "both": (CFG, CD_K)}
 
 
@@ -67,19 +70,63 @@ def draw_candidates(
     return pools
 
 
-def scores_of(
-    pictures: list[Image.Image], prompt: str, scorer: Callable, given: Image.Image | None = None
-) -> list[float]:
+@dataclass(frozen=True)
+class EditScorer:
     """
-    How well pictures fit a prompt: their similarity to it.
+    How well edits of a picture fit an instruction, for [`rank`].
 
-    Of edits, that to the instruction, for what they change, plus that to the given picture, for what they keep, plus
-    that to the mean of all, for what most of them agree on, as in minimum Bayes risk decoding.
+    The sum of three similarities: to the instruction, for what they change; to the given picture, for what they keep;
+    and to the mean of all, for what most of them agree on, as in minimum Bayes risk decoding.
+
+    Args:
+        given (`PIL.Image.Image`): What the pictures are edits of.
+        ranker ([`~cm3leon_hf.evaluation.clip_score.CLIPScorer`]): Compares them with instructions.
+        clip ([`~cm3leon_hf.evaluation.clip_score.CLIPScorer`]): Compares them with pictures. It need not tell styles: a
+            thing in another style is to be like itself.
+        weight (`float`): What the first similarity counts for.
     """
-    scores = scorer(pictures, [prompt] * len(pictures))
-    if given is None:
-        return scores
-    return [sum(parts) for parts in zip(scores, scorer.likeness(pictures, given), scorer.consensus(pictures))]
+
+    given: Image.Image
+    ranker: Callable
+    clip: Callable
+    weight: float = 1.0
+
+    def __call__(self, pictures: list[Image.Image], instructions: list[str]) -> list[float]:
+        asked = self.weight * torch.tensor(self.ranker(pictures, instructions))
+        given, *drawn = self.clip.embed_images([self.given, *pictures]).cpu()
+        drawn = torch.stack(drawn)
+        return (asked + drawn @ (given + normalize(drawn.mean(dim=0), dim=0))).tolist()
+
+
+def best_texts_of(
+    inputs, pictures: list[Image.Image], model, processor, ranker, candidates: int, weight: float = 0.3, **arguments
+) -> list[str]:
+    """
+    The text about each picture, of the likeliest ones, that model and CLIP agree on best.
+
+    Beam search finds the candidates. The one is kept whose probability under the model, times its probability under
+    CLIP among the candidates to the power of `weight`, is largest: a product of experts, of which the second one has
+    seen the pixels.
+
+    Args:
+        inputs (`BatchFeature`): Prompts, as the processor makes them, one for each picture.
+        pictures (`list[PIL.Image.Image]`): In RGB.
+        model ([`CM3LeonForCausalLM`]): Writes.
+        processor ([`CM3LeonProcessor`]): Makes texts of ids.
+        ranker ([`~cm3leon_hf.evaluation.clip_score.CLIPScorer`]): Compares texts with pictures.
+        candidates (`int`): Beams for each picture.
+        weight (`float`): What CLIP counts for; below 1, since it is surer of itself than it is right.
+        arguments: Further arguments of `generate`.
+    """
+    several = {"num_beams": candidates, "num_return_sequences": candidates, "length_penalty": 0.0}
+    several |= {"return_dict_in_generate": True, "output_scores": True}
+    found = model.generate(**inputs, generation_mode="text", **GREEDY | arguments | several)
+    new = found.sequences[:, inputs["input_ids"].shape[1] :]
+    texts = [text.strip() for text in processor.post_process_multimodal_output(new, generation_mode="text")]
+    repeated = [picture for picture in pictures for _ in range(candidates)]
+    scores = found.sequences_scores.cpu() + weight * ranker.scale * torch.tensor(ranker(repeated, texts))
+    best = scores.view(-1, candidates).argmax(dim=1).tolist()
+    return [texts[row * candidates + at] for row, at in enumerate(best)]
 
 
 def rank(
@@ -87,7 +134,6 @@ def rank(
     prompts: list[str],
     scorer: Callable,
     keep: int | None = None,
-    given: list[Image.Image] | None = None,
 ) -> list[list[Candidate]]:
     """
     Scores candidates and sorts them, best first.
@@ -95,16 +141,16 @@ def rank(
     Args:
         pools (`list[list[Candidate]]`): For each prompt its candidates.
         prompts (`list[str]`): The prompts, or the instructions of edits.
-        scorer (`Callable`): Pictures and texts to similarities; [`~cm3leon_hf.evaluation.clip_score.CLIPScorer`].
+        scorer (`Callable`): Pictures and texts to scores; a [`~cm3leon_hf.evaluation.clip_score.CLIPScorer`], or of
+            edits an [`EditScorer`].
         keep (`int`, *optional*): How many to return for each prompt; all by default.
-        given (`list[PIL.Image.Image]`, *optional*): The pictures that the candidates are edits of.
 
     Returns:
         `list[list[Candidate]]`: for each prompt its best candidates with their scores.
     """
     ranked = []
-    for pool, prompt, origin in zip(pools, prompts, given or [None] * len(pools)):
-        scores = scores_of([candidate.image for candidate in pool], prompt, scorer, origin)
+    for pool, prompt in zip(pools, prompts):
+        scores = scorer([candidate.image for candidate in pool], [prompt] * len(pool))
         scored = [Candidate(one.image, one.strategy, float(score)) for one, score in zip(pool, scores)]
         ranked.append(sorted(scored, key=lambda candidate: -candidate.score)[:keep])
     return ranked

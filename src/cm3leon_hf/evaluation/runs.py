@@ -12,12 +12,11 @@ from transformers import BatchFeature, set_seed
 
 from .files import atomic, check_as_many, read_pictures
 from .options import asking, score_options
-from .reranking import draw_candidates, rank
+from .reranking import GREEDY, draw_candidates, rank
 from .settings import Setting
 
 PLAN = "plan.json"
 DESCRIPTION = 32  # positions that documents leave for a description
-GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,40 @@ from open_clip import CLIP, ClipLoss
 from open_clip.tokenizer import HFTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
+from torch.nn import functional as F
 from transformers import EvalPrediction
 
 LARGEST_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
 
 class CLIPObjective(nn.Module):
-    """A CLIP and its contrastive loss over a batch of pictures and their texts."""
+    """
+    A CLIP and its contrastive loss over a batch of pictures and their texts.
 
-    def __init__(self, clip: CLIP):
+    Args:
+        clip (`CLIP`): Of open_clip.
+        classes (sequence of `int`): How many classes there are of each kind, such as four styles, that the vectors of
+            pictures are taught to tell apart by a linear classifier as well. It is not part of the CLIP.
+    """
+
+    def __init__(self, clip: CLIP, classes: Sequence[int] = ()):
         super().__init__()
         self.clip, self.contrastive_loss = clip, ClipLoss()
+        width = clip.text_projection.shape[1] if classes else 0
+        self.heads = nn.ModuleList([nn.Linear(width, count) for count in classes])
 
-    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool = True) -> dict:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        kinds: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> dict:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Pictures, normalised.
             input_ids (`torch.LongTensor` of shape `(batch, context_length)`): Their texts.
+            kinds (`torch.LongTensor` of shape `(batch, len(classes))`, *optional*): Their classes, -100 if unknown.
 
         Returns:
             `dict`: `loss`, and the unit vectors `image_features` and `text_features`, `(batch, embed_dim)`.
@@ -36,7 +53,10 @@ class CLIPObjective(nn.Module):
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
         image_features, text_features, scale = self.clip(pixel_values, input_ids)
         features = {"image_features": image_features.float(), "text_features": text_features.float()}
-        return {"loss": self.contrastive_loss(*features.values(), scale)} | features
+        loss = self.contrastive_loss(*features.values(), scale)
+        for head, own in zip(self.heads, kinds.T if self.heads else ()):
+            loss = loss + F.cross_entropy(scale * head(features["image_features"]).float(), own)
+        return {"loss": loss} | features
 
 
 def recall_at_1(result: EvalPrediction) -> dict[str, float]:
