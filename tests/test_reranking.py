@@ -7,7 +7,7 @@ from conftest import COLOURS, draw, load_recipe
 from PIL import Image
 
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
-from cm3leon_hf.evaluation.reranking import STRATEGIES, Candidate, draw_candidates, generate_best, rank
+from cm3leon_hf.evaluation.reranking import STRATEGIES, Candidate, EditScorer, draw_candidates, generate_best, rank
 
 PROMPTS = ["a red circle", "blue"]
 
@@ -63,7 +63,7 @@ def test_edits_are_ranked_by_what_they_change_what_they_keep_and_what_most_agree
     words = scorer.model.encode_text(scorer.tokenizer(["make it blue"]))
     mean = torch.nn.functional.normalize(vectors[1:], dim=-1).mean(0, keepdim=True)
     alike = sum(torch.cosine_similarity(vectors[1:], one) for one in (vectors[:1], words, mean))
-    (ranked,) = rank(pools, ["make it blue"], scorer, given=[given])
+    (ranked,) = rank(pools, ["make it blue"], EditScorer(given, scorer, scorer))
     assert [one.score for one in ranked] == pytest.approx(alike.sort(descending=True).values.tolist(), abs=1e-5)
     assert ranked[0].image == pictures[alike.argmax()] and len({round(one.score, 4) for one in ranked}) > 1
 
