@@ -24,7 +24,6 @@ from cm3leon_hf.evaluation.boxes import drawn_box_iou
 from cm3leon_hf.evaluation.clip_score import CLIPScorer
 from cm3leon_hf.evaluation.instructions import answer_instructions, best_edits, best_texts, instruction_prompt
 from cm3leon_hf.evaluation.options import asking
-from cm3leon_hf.evaluation.reranking import EditScorer
 from cm3leon_hf.evaluation.words import nearest_words
 from cm3leon_hf.processing_prompts import CONTROLS
 from cm3leon_hf.training.adapters import TARGETS, save_adapters
@@ -148,7 +147,7 @@ def test_of_several_edits_the_best_are_kept(processor, small_clip):
         origin, *pictures = processor.decode_images(torch.tensor([row["codes"][1], *drawn]))
         vectors, asked = scorer.embed_images(pictures).numpy(), np.array(ranker(pictures, [row["texts"][2]] * 4))
         mean = vectors.mean(0) / np.linalg.norm(vectors.mean(0))
-        scores = EditScorer.weight * asked + vectors @ (scorer.embed_images([origin]).numpy()[0] + mean)
+        scores = asked + vectors @ (scorer.embed_images([origin]).numpy()[0] + mean)
         assert len({round(score, 5) for score in scores}) > 1 and kept == drawn[scores.argmax()]
     say = {"texts": ["Describe.", " a circle", None], "codes": [None, None, given[0]], "answer": 1}
     for row in (say, {"texts": ["red", None], "codes": [None, given[0]], "answer": 1}):

@@ -7,9 +7,9 @@ colour that was asked for, and still shows the same thing, whatever its gender a
 drawn, and control pictures are made of it again. Words are right if no other word of the tasks is more like what was
 drawn; captions must name concept and style exactly. Of several candidates for an edit CLIP keeps the best, by its
 likeness to the instruction, to the given picture and to all candidates; of several captions of the artist's picture it
-keeps the one that it and the model agree on. The row `oracle` has the right answers in place
-of the model's, as far as codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never
-saw: the artists' own ones in the row `real`, the same coded and decoded in `oracle`.
+keeps the one that it and the model agree on. The row `oracle` has the right answers in place of the model's, as far as
+codes can show them. The columns `judge_…` are the judge's accuracy on pictures that it never saw: the artists' own ones
+in the row `real`, the same coded and decoded in `oracle`.
 
 The folder gets the answers, `results.json`, `results.md` and `sheet.png`, a contact sheet of all tasks; the last line
 printed is JSON. A run that was stopped goes on where it was. Several GPUs: `accelerate launch` in place of `python`.

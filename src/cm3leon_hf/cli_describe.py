@@ -40,7 +40,6 @@ def describe(
 
     if sample and candidates > 1:
         raise ValueError(f"expected --sample or --candidates, got both; the {candidates} candidates are the likeliest")
-
     picture = read_image(image)
     augmenter = load_augmenter(bank, load_clip(clip_model, clip_weights)) if retrieve else None
     ranker = load_ranker(clip_model, clip_weights) if candidates > 1 else None

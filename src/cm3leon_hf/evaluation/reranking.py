@@ -83,16 +83,14 @@ class EditScorer:
         ranker ([`~cm3leon_hf.evaluation.clip_score.CLIPScorer`]): Compares them with instructions.
         clip ([`~cm3leon_hf.evaluation.clip_score.CLIPScorer`]): Compares them with pictures. It need not tell styles: a
             thing in another style is to be like itself.
-        weight (`float`): What the first similarity counts for.
     """
 
     given: Image.Image
     ranker: Callable
     clip: Callable
-    weight: float = 1.0
 
     def __call__(self, pictures: list[Image.Image], instructions: list[str]) -> list[float]:
-        asked = self.weight * torch.tensor(self.ranker(pictures, instructions))
+        asked = torch.tensor(self.ranker(pictures, instructions))
         given, *drawn = self.clip.embed_images([self.given, *pictures]).cpu()
         drawn = torch.stack(drawn)
         return (asked + drawn @ (given + normalize(drawn.mean(dim=0), dim=0))).tolist()
