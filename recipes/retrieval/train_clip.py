@@ -17,6 +17,7 @@ import open_clip
 import torch
 from datasets import Dataset, Features, concatenate_datasets, load_dataset
 from open_clip.push_to_hf_hub import save_for_hf
+from torchvision.transforms import Compose, RandomCrop
 from transformers import AutoProcessor, Trainer, TrainingArguments
 from trl import TrlParser
 
@@ -50,6 +51,8 @@ class CLIPArguments:
     classify: list[str] = field(
         default_factory=list, metadata={"help": "Columns whose values vectors of pictures are taught to tell apart."}
     )
+    contrastive_weight: float = field(default=1.0, metadata={"help": "Of the contrastive loss beside `classify`."})
+    shift: int = field(default=0, metadata={"help": "Pixels that training pictures are moved by at most."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure recall on."})
 
@@ -106,6 +109,9 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
     clip, augmented, plain = open_clip.create_model_and_transforms(
         f"local-dir:{start}", aug_cfg=augmentation, load_weights=bool(args.init_from)
     )
+    if args.shift:
+        moved = RandomCrop(clip.visual.image_size, padding=args.shift, padding_mode="edge")
+        augmented = Compose([augmented, moved])
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
     train, held_out = splits[args.train_split], splits[args.eval_split]
@@ -122,7 +128,7 @@ def main(args: CLIPArguments, training: TrainingArguments) -> None:
         train = train.select(order)
     classes = {column: sorted({*train[column], *held_out[column]}) for column in args.classify}
     trainer = Trainer(
-        model=CLIPObjective(clip, [len(names) for names in classes.values()]),
+        model=CLIPObjective(clip, [len(names) for names in classes.values()], args.contrastive_weight),
         args=training,
         train_dataset=train.with_transform(lambda rows: prepare(rows, args, augmented, tokenizer, rng, classes)),
         eval_dataset=held_out.with_transform(lambda rows: prepare(rows, args, plain, tokenizer, None, classes)),

@@ -97,7 +97,7 @@ class EditScorer:
 
 
 def best_texts_of(
-    inputs, pictures: list[Image.Image], model, processor, ranker, candidates: int, weight: float = 0.3, **arguments
+    inputs, pictures: list[Image.Image], model, processor, ranker, candidates: int, weight: float = 0.5, **arguments
 ) -> list[str]:
     """
     The text about each picture, of the likeliest ones, that model and CLIP agree on best.

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 LARGEST_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
+SMOOTHING = 0.05  # of the labels of classifiers
 
 
 class CLIPObjective(nn.Module):
@@ -24,11 +25,12 @@ class CLIPObjective(nn.Module):
         clip (`CLIP`): Of open_clip.
         classes (sequence of `int`): How many classes there are of each kind, such as four styles, that the vectors of
             pictures are taught to tell apart by a linear classifier as well. It is not part of the CLIP.
+        contrastive_weight (`float`): What the contrastive loss counts for; each classifier's counts 1.
     """
 
-    def __init__(self, clip: CLIP, classes: Sequence[int] = ()):
+    def __init__(self, clip: CLIP, classes: Sequence[int] = (), contrastive_weight: float = 1.0):
         super().__init__()
-        self.clip, self.contrastive_loss = clip, ClipLoss()
+        self.clip, self.contrastive_loss, self.contrastive_weight = clip, ClipLoss(), contrastive_weight
         width = clip.text_projection.shape[1] if classes else 0
         self.heads = nn.ModuleList([nn.Linear(width, count) for count in classes])
 
@@ -53,9 +55,10 @@ class CLIPObjective(nn.Module):
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
         image_features, text_features, scale = self.clip(pixel_values, input_ids)
         features = {"image_features": image_features.float(), "text_features": text_features.float()}
-        loss = self.contrastive_loss(*features.values(), scale)
+        loss = self.contrastive_weight * self.contrastive_loss(*features.values(), scale)
         for head, own in zip(self.heads, kinds.T if self.heads else ()):
-            loss = loss + F.cross_entropy(scale * head(features["image_features"]).float(), own)
+            logits = scale * head(features["image_features"]).float()
+            loss = loss + F.cross_entropy(logits, own, label_smoothing=SMOOTHING)
         return {"loss": loss} | features
 
 
