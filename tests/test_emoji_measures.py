@@ -162,10 +162,9 @@ def test_of_several_texts_the_one_that_model_and_clip_agree_on_is_kept(processor
     rows = [{"texts": ["Describe.", " a circle", None], "codes": [None, None, one], "answer": 1} for one in shown]
     rows[0]["picture"] = draw("red", "circle")
     writing, beams = {"max_new_tokens": 6}, {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0}
-    best = best_texts(rows, model, processor, scorer, 4, writing)
     written = answer_instructions(rows, model, processor, writing | beams)
     pictures = [rows[0]["picture"], *processor.decode_images(torch.tensor(shown))[1:]]
-    ranked, firsts = [], [written[at] for at in (0, 4, 8)]
+    pools, firsts = [], [written[at] for at in (0, 4, 8)]
     for at, (row, picture) in enumerate(zip(rows, pictures)):
         texts = written[4 * at : 4 * at + 4]
         prompt = instruction_prompt(row["texts"], 1)
@@ -175,9 +174,13 @@ def test_of_several_texts_the_one_that_model_and_clip_agree_on_is_kept(processor
         likelihood = model.compute_transition_scores(
             found.sequences, found.scores, found.beam_indices, normalize_logits=False
         ).sum(dim=1)
-        logits = 0.3 / 0.07 * scorer.embed_texts(texts) @ scorer.embed_images([picture])[0]  # as CLIP's scale begins
-        ranked.append(texts[(likelihood + logits).argmax()])
-    assert best == ranked and best != firsts
+        pools.append((texts, likelihood, scorer.embed_texts(texts) @ scorer.embed_images([picture])[0]))
+    kept = []
+    for scale in np.geomspace(1, 1000, 16):  # so close that another weight than a half would keep another text at some
+        scorer.scale = scale
+        kept.append(best_texts(rows, model, processor, scorer, 4, writing))
+        assert kept[-1] == [texts[(likely + scale / 2 * like).argmax()] for texts, likely, like in pools]
+    assert firsts != kept[-1] != kept[0]
     for row in ({"texts": ["Edit", None], "codes": [None, shown[0]], "answer": 1}, {"texts": ["a"], "answer": 0}):
         with pytest.raises(ValueError, match="text about an image"):
             best_texts([row | {"codes": row.get("codes", [None])}], model, processor, scorer, 4)

@@ -116,6 +116,18 @@ def test_the_clip_learns_and_is_what_open_clip_loads(home, clip):
     assert tokens.shape == (2, 12) and (tokens == 1).sum(1).tolist() == [1, 1]  # each text ends with one <eos>
 
 
+def test_pictures_that_it_learns_from_are_moved_by_some_pixels(clip):
+    recipe, begin = load_recipe("retrieval/train_clip.py"), {"init_from": clip.removeprefix("local-dir:")}
+    arguments = [recipe.CLIPArguments("", "", **begin, shift=shift) for shift in (1, 0)]
+    moved, kept = (recipe.load_clip(one)[1].transforms[-1] for one in arguments)
+    picture = torch.rand(3, 32, 32)
+    wide = F.pad(picture, [1] * 4, mode="replicate")
+    places = [wide[:, top : top + 32, left : left + 32] for top in range(3) for left in range(3)]
+    seen = [[torch.equal(one, place) for place in places] for one in (moved(picture) for _ in range(90))]
+    assert all(map(any, seen)) and all(map(any, zip(*seen)))  # each is one of the nine, and each of the nine is seen
+    assert torch.equal(kept(picture), picture)
+
+
 def test_some_pictures_are_seen_as_the_vqgan_decodes_their_codes(home, clip, folder, processor):
     recipe = load_recipe("retrieval/train_clip.py")
     plain = {"dataset": str(home / "drawn"), "tokenizer": str(home / "tokenizer"), "init_from": str(home / "clip")}

@@ -99,19 +99,23 @@ def decoded_rows(args: CLIPArguments, features: Features, rng: np.random.Generat
     return images.select_columns(list(features))
 
 
-def main(args: CLIPArguments, training: TrainingArguments) -> None:
-    torch.manual_seed(training.seed)
-    start = args.init_from or args.model_config
-    config = json.loads(Path(start, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+def load_clip(args: CLIPArguments) -> tuple:
+    """The CLIP to begin with, and what makes its input of a picture that it learns from, and of any other."""
     augmentation = {"scale": (args.crop, 1.0)}
     if args.jitter:
         augmentation |= {"color_jitter": (args.jitter, args.jitter, args.jitter, 0.0), "color_jitter_prob": 0.5}
     clip, augmented, plain = open_clip.create_model_and_transforms(
-        f"local-dir:{start}", aug_cfg=augmentation, load_weights=bool(args.init_from)
+        f"local-dir:{args.init_from or args.model_config}", aug_cfg=augmentation, load_weights=bool(args.init_from)
     )
-    if args.shift:
-        moved = RandomCrop(clip.visual.image_size, padding=args.shift, padding_mode="edge")
-        augmented = Compose([augmented, moved])
+    moved = RandomCrop(clip.visual.image_size, padding=args.shift, padding_mode="edge")
+    return clip, Compose([augmented, moved]), plain
+
+
+def main(args: CLIPArguments, training: TrainingArguments) -> None:
+    torch.manual_seed(training.seed)
+    start = args.init_from or args.model_config
+    config = json.loads(Path(start, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    clip, augmented, plain = load_clip(args)
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
     train, held_out = splits[args.train_split], splits[args.eval_split]
