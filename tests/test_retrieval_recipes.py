@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import train_tokenizer
 from conftest import COLOURS, SHAPES, TEXT_SIZE, draw, load_recipe, small_config, small_vqgan
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
@@ -128,6 +128,23 @@ def test_pictures_that_it_learns_from_are_moved_by_some_pixels(clip):
     assert torch.equal(kept(picture), picture)
 
 
+def test_pictures_are_mirrored_unless_their_text_names_a_side():
+    recipe, captions = load_recipe("retrieval/train_clip.py"), ["a bright apple", "an arrow to the left"] * 40
+    picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8))
+    rows = {"image": [picture] * 80, "captions": [[caption] for caption in captions]}
+
+    def seen(share: float, rng) -> list[bool]:
+        args = recipe.CLIPArguments("", "", "config", flip=share)
+        found = recipe.prepare(rows, args, lambda image: torch.from_numpy(np.array(image)), list, rng)
+        there, mirrored = torch.from_numpy(np.array(picture)), torch.from_numpy(np.array(picture)[:, ::-1].copy())
+        assert all(one.equal(there) or one.equal(mirrored) for one in found["pixel_values"])
+        return [one.equal(mirrored) for one in found["pixel_values"]]
+
+    assert seen(1.0, np.random.default_rng(0)) == [True, False] * 40
+    assert 10 <= sum(seen(0.5, np.random.default_rng(0))) <= 30
+    assert not any(seen(0.0, np.random.default_rng(0)) + seen(1.0, None))  # nor are those that it is measured on
+
+
 def test_some_pictures_are_seen_as_the_vqgan_decodes_their_codes(home, clip, folder, processor):
     recipe = load_recipe("retrieval/train_clip.py")
     plain = {"dataset": str(home / "drawn"), "tokenizer": str(home / "tokenizer"), "init_from": str(home / "clip")}
@@ -153,10 +170,29 @@ def test_a_second_stage_begins_with_the_firsts_weights(home, clip):
     torch.testing.assert_close(second["visual.conv1.weight"], weights["visual.conv1.weight"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("begin", [{}, {"model_config": "a", "init_from": "b"}])
-def test_a_clip_begins_with_a_configuration_or_with_weights(begin):
-    with pytest.raises(ValueError, match="expected either model_config or init_from, got both or neither"):
-        load_recipe("retrieval/train_clip.py").CLIPArguments("data", "tokenizer", **begin)
+def test_a_clip_begins_with_a_configuration_or_with_weights():
+    with pytest.raises(ValueError, match="expected model_config, init_from or both, got neither"):
+        load_recipe("retrieval/train_clip.py").CLIPArguments("data", "tokenizer")
+
+
+def test_a_clip_with_more_parts_begins_with_the_weights_of_one_with_fewer(tmp_path):
+    recipe, found = load_recipe("retrieval/train_clip.py"), []
+    for name in ("resnet10t", "resnet10t_shades"):
+        vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+        config = {"model_cfg": CLIP | {"vision_cfg": vision}, "preprocess_cfg": {}}
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        clip = recipe.load_clip(recipe.CLIPArguments("", "", str(folder)))[0]
+        save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+        found.append(str(folder))
+    plain, shades = found
+    clip = recipe.load_clip(recipe.CLIPArguments("", "", model_config=shades, init_from=plain))[0]
+    weights, state = load_file(Path(plain, "open_clip_model.safetensors")), clip.state_dict()
+    assert all(torch.equal(state.pop(name), value) for name, value in weights.items())
+    assert state and all(".shades." in name for name in state)
+    with pytest.raises(ValueError, match=r"a CLIP with all parts of .*, lacks visual.trunk.shades"):
+        recipe.load_clip(recipe.CLIPArguments("", "", model_config=plain, init_from=shades))
 
 
 def test_the_contrastive_loss_is_clips(home):

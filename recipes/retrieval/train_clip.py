@@ -9,6 +9,7 @@ writes is what `CLIPEncoder("local-dir:FOLDER")` and open_clip load.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import open_clip
 import torch
 from datasets import Dataset, Features, concatenate_datasets, load_dataset
 from open_clip.push_to_hf_hub import save_for_hf
+from PIL import ImageOps
 from torchvision.transforms import Compose, RandomCrop
 from transformers import AutoProcessor, Trainer, TrainingArguments
 from trl import TrlParser
@@ -27,13 +29,20 @@ from cm3leon_hf.images import read_image
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.clip import CLIPObjective, alike_batches, clip_tokenizer, recall_at_1
 
+SIDE = re.compile(r"\b(left|right|clockwise|counterclockwise)")
+
 
 @dataclass
 class CLIPArguments:
     dataset: str = field(metadata={"help": "Folder or hub name of a data set with the columns image and captions."})
     tokenizer: str = field(metadata={"help": "Folder of the text tokenizer."})
-    model_config: str = field(default="", metadata={"help": "Folder with an open_clip_config.json, of a new CLIP."})
-    init_from: str = field(default="", metadata={"help": "Folder of a CLIP that this script wrote, to start from."})
+    model_config: str = field(default="", metadata={"help": "Folder with an open_clip_config.json of a new CLIP."})
+    init_from: str = field(
+        default="",
+        metadata={
+            "help": "Folder of a CLIP that this script wrote, to start from; with model_config, one with fewer parts."
+        },
+    )
     more: list[str] = field(default_factory=list, metadata={"help": "Data sets that the training split is joined by."})
     codes: str = field(default="", metadata={"help": "Data set with codes of pictures that are seen decoded as well."})
     decoded: int = field(default=4000, metadata={"help": "How many of `codes`."})
@@ -52,13 +61,16 @@ class CLIPArguments:
         default_factory=list, metadata={"help": "Columns whose values vectors of pictures are taught to tell apart."}
     )
     contrastive_weight: float = field(default=1.0, metadata={"help": "Of the contrastive loss beside `classify`."})
+    flip: float = field(
+        default=0.0, metadata={"help": "Share of training pictures that are mirrored, but if their text names a side."}
+    )
     shift: int = field(default=0, metadata={"help": "Pixels that training pictures are moved by at most."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="heldout_pairs", metadata={"help": "Split to measure recall on."})
 
     def __post_init__(self):
-        if bool(self.model_config) == bool(self.init_from):
-            raise ValueError("expected either model_config or init_from, got both or neither; say where to begin")
+        if not self.model_config and not self.init_from:
+            raise ValueError("expected model_config, init_from or both, got neither; say where to begin")
 
 
 def prepare(
@@ -74,8 +86,12 @@ def prepare(
     if rng and args.name:
         named = rng.random(len(captions)) < args.name_share
         captions = [name if use else caption for use, name, caption in zip(named, rows[args.name], captions)]
-    pixels = [transform(read_image(image)) for image in rows["image"]]
-    found = {"pixel_values": torch.stack(pixels), "input_ids": tokenizer(captions)}
+    images = [read_image(image) for image in rows["image"]]
+    if rng and args.flip:
+        flipped = rng.random(len(images)) < args.flip
+        flipped = [flip and not SIDE.search(caption) for flip, caption in zip(flipped, captions)]
+        images = [ImageOps.mirror(image) if flip else image for flip, image in zip(flipped, images)]
+    found = {"pixel_values": torch.stack([transform(image) for image in images]), "input_ids": tokenizer(captions)}
     if classes:
         numbers = [[names.index(name) for name in rows[column]] for column, names in classes.items()]
         found["kinds"] = torch.tensor(numbers).T
@@ -105,15 +121,21 @@ def load_clip(args: CLIPArguments) -> tuple:
     if args.jitter:
         augmentation |= {"color_jitter": (args.jitter, args.jitter, args.jitter, 0.0), "color_jitter_prob": 0.5}
     clip, augmented, plain = open_clip.create_model_and_transforms(
-        f"local-dir:{args.init_from or args.model_config}", aug_cfg=augmentation, load_weights=bool(args.init_from)
+        f"local-dir:{args.model_config or args.init_from}", aug_cfg=augmentation, load_weights=not args.model_config
     )
+    if args.model_config and args.init_from:
+        weights = Path(args.init_from, "open_clip_model.safetensors")
+        left_out = open_clip.load_checkpoint(clip, str(weights), strict=False)
+        if left_out.unexpected_keys:
+            raise ValueError(f"expected a CLIP with all parts of {weights}, lacks {left_out.unexpected_keys[0]}")
+        print(f"weights that begin anew: {len(left_out.missing_keys)}")
     moved = RandomCrop(clip.visual.image_size, padding=args.shift, padding_mode="edge")
     return clip, Compose([augmented, moved]), plain
 
 
 def main(args: CLIPArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
-    start = args.init_from or args.model_config
+    start = args.model_config or args.init_from
     config = json.loads(Path(start, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     clip, augmented, plain = load_clip(args)
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])

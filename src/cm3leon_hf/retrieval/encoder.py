@@ -12,6 +12,8 @@ from PIL import Image
 
 try:
     import open_clip
+
+    from . import shades  # noqa: F401  the trunk of the shipped ranker, which open_clip finds by name from here on
 except ImportError as error:
     raise ImportError(
         "CLIP needs open_clip_torch; pip install 'cm3leon_hf[retrieval]' or 'cm3leon_hf[eval]'"

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
+from ..retrieval import shades  # noqa: F401  a trunk that open_clip finds by name from here on
+
 LARGEST_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 SMOOTHING = 0.05  # of the labels of classifiers
 
