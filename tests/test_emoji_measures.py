@@ -17,7 +17,7 @@ from PIL import Image
 from small_emoji import emoji_config, of_task, rows_by_codes
 from trl import TrlParser
 
-from cm3leon_hf import default_model, default_tuned_model
+from cm3leon_hf import default_model, default_ranker, default_tuned_model
 from cm3leon_hf.data.tasks import load_tasks
 from cm3leon_hf.data.words import FONTS, write_word
 from cm3leon_hf.evaluation.boxes import drawn_box_iou
@@ -176,10 +176,10 @@ def test_of_several_texts_the_one_that_model_and_clip_agree_on_is_kept(processor
         ).sum(dim=1)
         pools.append((texts, likelihood, scorer.embed_texts(texts) @ scorer.embed_images([picture])[0]))
     kept = []
-    for scale in np.geomspace(1, 1000, 16):  # so close that another weight than a half would keep another text at some
+    for scale in np.geomspace(1, 1000, 16):  # so close that any weight but 1 would keep another text at some
         scorer.scale = scale
         kept.append(best_texts(rows, model, processor, scorer, 4, writing))
-        assert kept[-1] == [texts[(likely + scale / 2 * like).argmax()] for texts, likely, like in pools]
+        assert kept[-1] == [texts[(likely + scale * like).argmax()] for texts, likely, like in pools]
     assert firsts != kept[-1] != kept[0]
     for row in ({"texts": ["Edit", None], "codes": [None, shown[0]], "answer": 1}, {"texts": ["a"], "answer": 0}):
         with pytest.raises(ValueError, match="text about an image"):
@@ -354,6 +354,8 @@ def test_the_recipe_prints_its_figures_and_goes_on_where_it_was(judged, values, 
         monkeypatch.setattr(judged, name, print)  # which would answer nothing: everything is there
     monkeypatch.setattr(emoji_judge, "train_judge", print)  # so is the judge
     assert run_recipe(judged, capsys, values) == found
+    with pytest.raises(ValueError, match="got another ranker"):
+        judged.main(judged.EmojiTasksArguments(**values | {"ranker": default_ranker()}))
     with pytest.raises(ValueError, match=r"got \['sing'\]"):
         judged.main(judged.EmojiTasksArguments(**values | {"tasks": ["sing"]}))
 

@@ -149,12 +149,13 @@ def main(args: EmojiTasksArguments) -> None:
     model = load_model(args).eval()
     asked = {task: args.arguments(task, is_drawn(part[0])) for task, part in rows.items()}
     facts = {"model": f"{Path(args.model).name}@{fingerprint(model)}", "adapters": args.adapters, "split": args.split}
+    ranker = CLIPScorer(args.ranker or default_ranker(), None) if args.candidates else None
+    clip = CLIPScorer(args.clip or default_clip(), None) if args.candidates else None
+    facts |= {"ranker": ranker.name, "clip": clip.name} if args.candidates else {}
     run = Run(Path(args.out), args.batch_size, args.seed, state.process_index, state.num_processes)
     run.start(facts, {task: plan(part, asked[task], args.candidates.get(task, 1)) for task, part in rows.items()})
     processor = AutoProcessor.from_pretrained(args.model, device=state.device)
     model.to(state.device)
-    ranker = CLIPScorer(args.ranker or default_ranker(), None) if args.candidates else None
-    clip = CLIPScorer(args.clip or default_clip(), None) if args.candidates else None
     real = real_pictures(args, rows)
     for task, part in rows.items():
         make = partial(answer_instructions, model=model, processor=processor, arguments=asked[task])

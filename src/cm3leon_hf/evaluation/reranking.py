@@ -97,14 +97,13 @@ class EditScorer:
 
 
 def best_texts_of(
-    inputs, pictures: list[Image.Image], model, processor, ranker, candidates: int, weight: float = 0.5, **arguments
+    inputs, pictures: list[Image.Image], model, processor, ranker, candidates: int, **arguments
 ) -> list[str]:
     """
     The text about each picture, of the likeliest ones, that model and CLIP agree on best.
 
     Beam search finds the candidates. The one is kept whose probability under the model, times its probability under
-    CLIP among the candidates to the power of `weight`, is largest: a product of experts, of which the second one has
-    seen the pixels.
+    CLIP among the candidates, is largest: a product of experts, of which the second one has seen the pixels.
 
     Args:
         inputs (`BatchFeature`): Prompts, as the processor makes them, one for each picture.
@@ -113,7 +112,6 @@ def best_texts_of(
         processor ([`CM3LeonProcessor`]): Makes texts of ids.
         ranker ([`~cm3leon_hf.evaluation.clip_score.CLIPScorer`]): Compares texts with pictures.
         candidates (`int`): Beams for each picture.
-        weight (`float`): What CLIP counts for; below 1, since it is surer of itself than it is right.
         arguments: Further arguments of `generate`.
     """
     several = {"num_beams": candidates, "num_return_sequences": candidates, "length_penalty": 0.0}
@@ -122,7 +120,7 @@ def best_texts_of(
     new = found.sequences[:, inputs["input_ids"].shape[1] :]
     texts = [text.strip() for text in processor.post_process_multimodal_output(new, generation_mode="text")]
     repeated = [picture for picture in pictures for _ in range(candidates)]
-    scores = found.sequences_scores.cpu() + weight * ranker.scale * torch.tensor(ranker(repeated, texts))
+    scores = found.sequences_scores.cpu() + ranker.scale * torch.tensor(ranker(repeated, texts))
     best = scores.view(-1, candidates).argmax(dim=1).tolist()
     return [texts[row * candidates + at] for row, at in enumerate(best)]
 
