@@ -29,7 +29,7 @@ from cm3leon_hf.images import read_image
 from cm3leon_hf.training.checkpoints import last_whole_checkpoint
 from cm3leon_hf.training.clip import CLIPObjective, alike_batches, clip_tokenizer, recall_at_1
 
-SIDE = re.compile(r"\b(left|right|clockwise|counterclockwise)")
+SIDE = re.compile(r"\b(left|right|clockwise|counterclockwise)")  # in a text that a mirrored picture would belie
 
 
 @dataclass
