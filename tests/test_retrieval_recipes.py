@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import train_tokenizer
 from conftest import COLOURS, SHAPES, TEXT_SIZE, draw, load_recipe, small_config, small_vqgan
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
@@ -173,26 +173,6 @@ def test_a_second_stage_begins_with_the_firsts_weights(home, clip):
 def test_a_clip_begins_with_a_configuration_or_with_weights():
     with pytest.raises(ValueError, match="expected model_config, init_from or both, got neither"):
         load_recipe("retrieval/train_clip.py").CLIPArguments("data", "tokenizer")
-
-
-def test_a_clip_with_more_parts_begins_with_the_weights_of_one_with_fewer(tmp_path):
-    recipe, found = load_recipe("retrieval/train_clip.py"), []
-    for name in ("resnet10t", "resnet10t_shades"):
-        vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 32}
-        config = {"model_cfg": CLIP | {"vision_cfg": vision}, "preprocess_cfg": {}}
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "open_clip_config.json").write_text(json.dumps(config))
-        clip = recipe.load_clip(recipe.CLIPArguments("", "", str(folder)))[0]
-        save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
-        found.append(str(folder))
-    plain, shades = found
-    clip = recipe.load_clip(recipe.CLIPArguments("", "", model_config=shades, init_from=plain))[0]
-    weights, state = load_file(Path(plain, "open_clip_model.safetensors")), clip.state_dict()
-    assert all(torch.equal(state.pop(name), value) for name, value in weights.items())
-    assert state and all(".shades." in name for name in state)
-    with pytest.raises(ValueError, match=r"a CLIP with all parts of .*, lacks visual.trunk.shades"):
-        recipe.load_clip(recipe.CLIPArguments("", "", model_config=plain, init_from=shades))
 
 
 def test_the_contrastive_loss_is_clips(home):

@@ -1,7 +1,13 @@
 """The trunk that sees shades, against timm's own and against its own words."""
 
+import json
+from pathlib import Path
+
+import pytest
 import timm
 import torch
+from conftest import load_recipe
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from cm3leon_hf.retrieval.shades import ShadeFeatures
@@ -54,3 +60,24 @@ def test_shades_one_level_apart_are_learned_in_few_steps():
         loss.backward()
         optimizer.step()
     assert features.eval()(pictures).argmax(dim=1).equal(own)
+
+
+def test_a_clip_with_more_parts_begins_with_the_weights_of_one_with_fewer(tmp_path):
+    recipe, found = load_recipe("retrieval/train_clip.py"), []
+    for name in ("resnet10t", "resnet10t_shades"):
+        vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+        text = {"context_length": 12, "vocab_size": 99, "width": 16, "heads": 2, "layers": 1}
+        config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        clip = recipe.load_clip(recipe.CLIPArguments("", "", str(folder)))[0]
+        save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+        found.append(str(folder))
+    plain, shades = found
+    clip = recipe.load_clip(recipe.CLIPArguments("", "", model_config=shades, init_from=plain))[0]
+    weights, state = load_file(Path(plain, "open_clip_model.safetensors")), clip.state_dict()
+    assert all(torch.equal(state.pop(name), value) for name, value in weights.items())
+    assert state and all(".shades." in name for name in state)
+    with pytest.raises(ValueError, match=r"a CLIP with all parts of .*, lacks visual.trunk.shades"):
+        recipe.load_clip(recipe.CLIPArguments("", "", model_config=plain, init_from=shades))

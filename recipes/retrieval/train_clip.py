@@ -72,6 +72,11 @@ class CLIPArguments:
         if not self.model_config and not self.init_from:
             raise ValueError("expected model_config, init_from or both, got neither; say where to begin")
 
+    @property
+    def architecture(self) -> str:
+        """Folder of the CLIP's configuration."""
+        return self.model_config or self.init_from
+
 
 def prepare(
     rows: dict,
@@ -121,7 +126,7 @@ def load_clip(args: CLIPArguments) -> tuple:
     if args.jitter:
         augmentation |= {"color_jitter": (args.jitter, args.jitter, args.jitter, 0.0), "color_jitter_prob": 0.5}
     clip, augmented, plain = open_clip.create_model_and_transforms(
-        f"local-dir:{args.model_config or args.init_from}", aug_cfg=augmentation, load_weights=not args.model_config
+        f"local-dir:{args.architecture}", aug_cfg=augmentation, load_weights=not args.model_config
     )
     if args.model_config and args.init_from:
         weights = Path(args.init_from, "open_clip_model.safetensors")
@@ -135,8 +140,7 @@ def load_clip(args: CLIPArguments) -> tuple:
 
 def main(args: CLIPArguments, training: TrainingArguments) -> None:
     torch.manual_seed(training.seed)
-    start = args.model_config or args.init_from
-    config = json.loads(Path(start, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    config = json.loads(Path(args.architecture, "open_clip_config.json").read_text("utf-8"))["model_cfg"]
     clip, augmented, plain = load_clip(args)
     tokenizer = clip_tokenizer(args.tokenizer, config["text_cfg"]["context_length"])
     splits = load_dataset(args.dataset)
